@@ -110,12 +110,15 @@ for delay_s in (0.05, 1.0):
 
 def test_the_keyboard_may_interrupt_anywhere() -> None:
     """At 150 moments while a question is read, its reply started and its events taken: the chat has no second reply at
-    its caches, and is free, also while the error is being handled."""
+    its caches, and is free, also while the error is being handled. A moment inside a finalizer or a weak reference's
+    callback is Python's to swallow (it has only `sys.unraisablehook` to tell); that question is then answered whole."""
     program = """
-import faulthandler, random
+import faulthandler, random, sys
 faulthandler.dump_traceback_later(100, exit=True)
 signal.signal(signal.SIGALRM, signal.default_int_handler)
-moments, interrupted = random.Random(1), 0
+moments, interrupted, swallowed = random.Random(1), 0, []
+tell = sys.unraisablehook
+sys.unraisablehook = lambda found: (swallowed.append if found.exc_type is KeyboardInterrupt else tell)(found)
 with edge_sdk.Chat(chat.bundle, speech=False, context_tokens=1800, generation=config) as chat:
     chat.send(text="Hi", generation=config.replace(max_new_tokens=3))
     for _ in range(150):
@@ -128,9 +131,9 @@ with edge_sdk.Chat(chat.bundle, speech=False, context_tokens=1800, generation=co
             threads = [t for t in threading.enumerate() if t.name == "edge_sdk-reply"]
             assert len(chat.send(text="again", generation=config.replace(max_new_tokens=3)).text_ids) == 3
             assert not [t for t in threads if t.is_alive()], "two replies at once"
-print(interrupted)
+print(interrupted > 140, interrupted + len(swallowed))
 """
-    assert run(program) == "150\n"
+    assert run(program) == "True 150\n"
 
 
 def test_only_who_has_the_word_gives_it_back(chat: Chat) -> None:
