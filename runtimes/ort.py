@@ -89,7 +89,7 @@ class OrtRuntime:
             return None
         if self._no_ops:
             if not self._said:
-                log.info("the speech head runs as plain ops: %s", self._no_ops)
+                log.info("the speech head and token grouping run as plain ops: %s", self._no_ops)
                 self._said = True
             return None
         return self.engine(graph)

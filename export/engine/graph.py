@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, inliner, numpy_helper
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.errors import BundleError, ExportError
@@ -73,7 +73,6 @@ class Graph:
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
     weights: dict[str, Tensor]
-    functions: list[onnx.FunctionProto] = field(default_factory=list)
     opsets: dict[str, int] = field(default_factory=dict)
     plugin: PluginLayer | None = None
     inner: PluginLayer | None = None
@@ -118,9 +117,7 @@ class Graph:
             protos,
         )
         opsets = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
-        made = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edge_sdk", functions=self.functions
-        )
+        made = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edge_sdk")
         return made, large
 
 
@@ -135,8 +132,12 @@ def open_graph(bundle: Bundle, key: str) -> Graph:
 def read_graph(
     key: str, model: bytes, data: memoryview, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec], where: str
 ) -> Graph:
-    """A graph from its ONNX file and its external data; the border is what the manifest says."""
-    parsed = onnx.ModelProto.FromString(model)
+    """A graph from its ONNX file and its external data; the border is what the manifest says.
+
+    An op of ours that is given as a function as well is opened as that: engines have plain ops, or plugins in the place
+    of some.
+    """
+    parsed = inliner.inline_local_functions(onnx.ModelProto.FromString(model))
     weights = [_weight(proto, data, where) for proto in parsed.graph.initializer]
     opsets = {o.domain: o.version for o in parsed.opset_import}
     return Graph(
@@ -145,7 +146,6 @@ def read_graph(
         inputs=dict(inputs),
         outputs=dict(outputs),
         weights={w.name: w for w in weights},
-        functions=list(parsed.functions),
         opsets={**opsets, "": OPSET},
     )
 

@@ -30,7 +30,6 @@ def to_standard_ops(graph: Graph, packed: tuple[int, ...] = (4, 8)) -> None:
         ExportError: the ops that have no standard form here, with the addresses of their nodes.
     """
     r = Rewriter(graph, packed)
-    own = {f.domain for f in graph.functions}
     strange: dict[str, str] = {}
     shared = _CachePositions(r)
     for node in graph.nodes:
@@ -39,7 +38,7 @@ def to_standard_ops(graph: Graph, packed: tuple[int, ...] = (4, 8)) -> None:
         elif node.op_type in _SIMPLE:
             _SIMPLE[node.op_type](r, node)
         else:
-            if node.domain not in ("", "ai.onnx", *own):
+            if node.domain not in ("", "ai.onnx"):
                 strange.setdefault(f"{node.domain}::{node.op_type}", node.name)
             r.keep(node)
     if strange:
@@ -48,7 +47,7 @@ def to_standard_ops(graph: Graph, packed: tuple[int, ...] = (4, 8)) -> None:
         raise ExportError(f"graph '{graph.name}' cannot become an engine yet: no standard form of {listed}.{advice}")
     _drop_casts(r)
     r.finish()
-    graph.opsets = {d: v for d, v in graph.opsets.items() if d == "" or d in own}
+    graph.opsets = {"": graph.opsets[""]}
 
 
 def _drop_casts(r: Rewriter) -> None:

@@ -6,6 +6,7 @@ from edge_sdk.config import ModelConfig
 from edge_sdk.export import fold
 from edge_sdk.export.graphs.blocks import KVCache, Tensors, decoder_stack
 from edge_sdk.export.graphs.builder import GraphBuilder
+from edge_sdk.export.graphs.grouping import group_tokens
 from edge_sdk.export.graphs.linear import linear, lookup
 from edge_sdk.export.weights import BACKBONE, CODEBOOK, GROUP_PROJECTION, TEXT_EMBEDDING, TEXT_HEAD
 
@@ -52,6 +53,5 @@ def _mix_speech(g: GraphBuilder, text: str, speech: str, at: str, model: ModelCo
         lambda: fold.group_table(t.read(CODEBOOK), t.read(GROUP_PROJECTION), model.group_size),
     )
     with g.scope("group_tokens"):
-        grouped = g.op("ReduceSum", lookup(g, table, speech), g.ints(1), keepdims=0)
-        mixed = g.op("Mul", g.op("Add", g.op("Gather", text, at), grouped), g.scalar(0.5))
+        mixed = group_tokens(g, table, speech, g.op("Gather", text, at))
         return g.op("ScatterND", text, g.op("Unsqueeze", at, g.ints(1)), mixed)

@@ -33,7 +33,12 @@ EDGE_SDK_OPSET = 1
 INLINE_BYTES = 1024  # smaller weights stay in the .onnx file
 LARGE_BYTES = 1 << 16  # larger ones start on a 64 KiB border, so that they can be mapped
 ALIGN_LARGE, ALIGN_SMALL = 1 << 16, 64
-_LOOKED_UP = {"Gather": (0,), "Slice": (0,), "GatherBlockQuantized": (0, 2)}  # inputs of which a run reads some rows
+_LOOKED_UP = {
+    "Gather": (0,),
+    "Slice": (0,),
+    "GatherBlockQuantized": (0, 2),
+    "GroupTokens": (0, 3),
+}  # inputs of which a run reads some rows
 
 Array = np.ndarray[Any, Any]
 _ONNX_TYPES = {
@@ -115,6 +120,7 @@ class GraphBuilder:
         self.outputs: list[TensorSpec] = []
         self._scope: list[str] = [name]
         self._nodes: list[onnx.NodeProto] = []
+        self._functions: dict[tuple[str, str], onnx.FunctionProto] = {}
         self._names: set[str] = set()
         self._weights: dict[str, Weight] = {}
         self._narrowed: dict[str, tuple[Weight, Scheme]] = {}
@@ -203,6 +209,12 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op_type, list(inputs), outputs, name=address, domain=domain, **attributes))
         return outputs
 
+    def define(self, function: onnx.FunctionProto) -> None:
+        """Say what an op of our own means in others, for runtimes without it. One meaning a graph."""
+        known = self._functions.setdefault((function.domain, function.name), function)
+        if known != function:
+            raise ExportError(f"graph '{self.name}': '{function.domain}::{function.name}' is defined in two ways")
+
     # -- writing
 
     @property
@@ -247,7 +259,13 @@ class GraphBuilder:
 
     @property
     def ops_used(self) -> tuple[str, ...]:
-        return tuple(sorted({f"{n.domain}::{n.op_type}" for n in self._nodes}))
+        """Of its nodes, and of the functions it defines."""
+        return tuple(sorted({f"{n.domain}::{n.op_type}" for n in self._every_node()}))
+
+    def _every_node(self) -> Iterator[onnx.NodeProto]:
+        yield from self._nodes
+        for function in self._functions.values():
+            yield from function.node
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -271,9 +289,12 @@ class GraphBuilder:
         )
         opsets = [helper.make_opsetid("", OPSET)]
         for domain, version in ((MICROSOFT, MICROSOFT_OPSET), (EDGE_SDK, EDGE_SDK_OPSET)):
-            if any(n.domain == domain for n in self._nodes):
+            if any(n.domain == domain for n in self._every_node()):
                 opsets.append(helper.make_opsetid(domain, version))
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edge_sdk")
+        functions = list(self._functions.values())
+        return helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edge_sdk", functions=functions
+        )
 
     def save(self, onnx_path: Path, data_path: Path) -> int:
         """Write the model and its external data; returns the bytes of data (0: there is no data file)."""

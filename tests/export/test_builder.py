@@ -89,7 +89,8 @@ def test_every_graph_of_a_checkpoint(tmp_path: Path, kind: str) -> None:
         names = [n.name for n in model.graph.node]
         assert len(set(names)) == len(names)
         assert all(name.startswith(f"/{key}/") for name in names)
-        assert g.ops_used == tuple(sorted({f"{n.domain}::{n.op_type}" for n in model.graph.node}))
+        nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+        assert g.ops_used == tuple(sorted({f"{n.domain}::{n.op_type}" for n in nodes}))
         known = {i.name for i in model.graph.input} | {t.name for t in model.graph.initializer} | {""}
         for node in model.graph.node:
             assert set(node.input) <= known, node.name
