@@ -5,6 +5,8 @@ A runtime with our library runs the kernel; any other reads the function and run
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
@@ -33,7 +35,7 @@ def group_tokens(g: GraphBuilder, table: Weight, ids: str, text: str) -> str:
         return g.op("Mul", g.op("Add", text, grouped), g.scalar(0.5))
     values, *scales = packed(g, table, table=True)
     g.define(_function(scheme, table.shape[1]))
-    block = {"block": scheme.block} if scheme.quantized else {}
+    block: dict[str, Any] = {"block": scheme.block} if scheme.quantized else {}
     return g.op(GROUP_TOKENS, values, ids, text, *scales, domain=EDGE_SDK, **block)
 
 
