@@ -69,13 +69,13 @@ class Floor:
             self.current = running
             yield running, before
         except BaseException:
-            if not running.started:
+            if running.abandon():
                 self.current = before
             raise
 
     def give_up(self, claim: object) -> None:
         """An error came before anybody got this claim's reply: if it was started all the same, it is ended."""
-        if self.current.claim is claim and self.current.started:
+        if self.current.claim is claim and not self.current.abandon():
             self.current.interrupt()
             self.current.join()
 

@@ -33,6 +33,7 @@ class RunningReply:
         self._channel = Channel(capacity)
         self.lock = self._channel.lock  # while it is held, the history stands still
         self._thread: threading.Thread | None = None
+        self._begun = False  # by the thread itself
         self._over = False
         self._interrupted = False
         self._played_ms: float | None = None
@@ -51,6 +52,10 @@ class RunningReply:
         """Run `body` in a thread, which has to end with `end`."""
 
         def run() -> None:
+            with self.lock:
+                if self._over:
+                    return
+                self._begun = True
             try:
                 body()
             finally:
@@ -63,10 +68,22 @@ class RunningReply:
         _running.add(self)
         try:
             self._thread.start()
-        except RuntimeError:  # no thread can be had; an interrupt from the keyboard may come when it is there already
-            self._thread = None
-            _running.discard(self)
+        except RuntimeError as e:
+            # Ctrl-C inside Thread.start, which waits with a Condition, comes out as a lock that was released twice.
+            if isinstance(e.__context__, KeyboardInterrupt):
+                raise e.__context__ from None
             raise
+
+    def abandon(self) -> bool:
+        """Whether the thread has not begun, and never will. An error out of `start` does not say: Ctrl-C may come when
+        the thread is there already, or before it is."""
+        with self.lock:
+            if self._begun:
+                return False
+            self._over = True  # so a thread that comes late does nothing
+            self._channel.changes.notify()
+        _running.discard(self)
+        return True
 
     def put(self, event: Event) -> None:
         """Give the listener an event, waiting for room."""
@@ -113,10 +130,6 @@ class RunningReply:
         self._channel.end(last)
 
     # -- the listener's side
-
-    @property
-    def started(self) -> bool:
-        return self._thread is not None
 
     def next(self) -> TextDelta | AudioChunk | ToolCall | Done | BaseException | None:
         """The next event, waiting for it; what ended the reply instead of Done; None when that was taken."""

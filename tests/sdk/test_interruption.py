@@ -136,6 +136,60 @@ print(interrupted > 140, interrupted + len(swallowed))
     assert run(program) == "True 150\n"
 
 
+def interrupted_start(when: str) -> Any:
+    """Thread.start with Ctrl-C in it: before there is a thread, when there is one, or in the wait for it, where it
+    comes out of threading.Condition as another error."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name != "edge_sdk-reply":
+            start(thread)
+            return
+        if when != "before":
+            start(thread)
+        if when != "masked":
+            raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.RLock().release()
+
+    return interrupted
+
+
+@pytest.mark.parametrize("when", ["before", "after", "masked"])
+def test_the_keyboard_may_interrupt_the_start_of_a_reply(chat: Chat, when: str) -> None:
+    for _ in range(3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted_start(when))
+            with pytest.raises(KeyboardInterrupt):
+                chat.send(text="Hi")
+        assert not [t for t in threading.enumerate() if t.name == "edge_sdk-reply"]
+        assert chat.send(text="again", generation=SHORT).finish_reason == "length"
+
+
+def test_a_thread_that_comes_after_all_does_nothing(chat: Chat) -> None:
+    """Ctrl-C came when the thread was asked for; it begins when the question has been given up."""
+    start, late = threading.Thread.start, []
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name != "edge_sdk-reply":
+            start(thread)
+            return
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chat.send(text="Hi")
+    start(late[0])
+    late[0].join(20)
+    assert not late[0].is_alive()
+    assert chat.history == []
+    assert chat.send(text="again", generation=SHORT).finish_reason == "length"
+
+
 def test_only_who_has_the_word_gives_it_back(chat: Chat) -> None:
     late = chat.begin_turn()
     late.cancel()
