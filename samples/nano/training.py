@@ -9,32 +9,28 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
-from edge_sdk.files import write_file
 from edge_sdk.keyboard import ends_with, terminated_by
 from samples.nano.settings import Schedule
+from samples.nano.training_data import numbers, to_device
+from samples.nano.training_log import LOG, Clock, Log
 from samples.nano.training_state import restore, save
 
-LOG = "log.jsonl"
 _LOG_EVERY = 20
-_SAVE_MINUTES = 4.0
 
 Batches = Callable[[int], Any]  # step -> batch: tensors, or dicts, lists and tuples of them
 # The mean to make small, alone or with other numbers that belong in the log.
@@ -88,13 +84,13 @@ def train(
     step = restore(folder, model, optimizer, run) or 0
     folder.mkdir(parents=True, exist_ok=True)
     end = min(schedule.steps, schedule.steps if stop_at is None else stop_at)
-    log, clock, stop = _Log(folder / LOG, step, log_every), _Clock(minutes), threading.Event()
+    log, clock, stop = Log(folder / LOG, step, log_every), Clock(minutes), threading.Event()
     show = progress()
     saved = step
     with ends_with(stop.set), terminated_by(stop.set), ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(batches, step) if step < end else None
         while coming and not stop.is_set() and not clock.is_over():
-            batch = _to(coming.result(), where)
+            batch = to_device(coming.result(), where)
             coming = ahead.submit(batches, step + 1) if step + 1 < end else None
             values = _take_step(model, optimizer, loss, batch, schedule, step, seed, where)
             step += 1
@@ -119,18 +115,6 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     past = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
     share = schedule.final_share + (1 - schedule.final_share) * (1 + math.cos(math.pi * min(past, 1.0))) / 2
     return schedule.learning_rate * share
-
-
-def numbers(seed: int, step: int, what: str = "") -> np.random.Generator:
-    """Random numbers for one step's batch: told by the seed, the step and a name."""
-    return np.random.default_rng([seed, step, *what.encode()])
-
-
-def order(seed: int, step: int, count: int, batch: int) -> np.ndarray[Any, Any]:
-    """Which of `count` examples step `step` takes, int64 [batch]: every one once, in an order drawn for each round."""
-    places = np.arange(step * batch, (step + 1) * batch)
-    rounds = {int(r): numbers(seed, int(r), "round").permutation(count) for r in np.unique(places // count)}
-    return np.array([rounds[int(p // count)][p % count] for p in places], np.int64)
 
 
 def make_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
@@ -189,78 +173,3 @@ def _take_step(
         )
     optimizer.step()
     return {**out, "learning_rate": rate}
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_to(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = {f.name: _to(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
-        return dataclasses.replace(batch, **moved)
-    return batch
-
-
-class _Clock:
-    """When to stop and when to save, in time that runs."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self.begin = self.last_save = self.last = time.monotonic()
-        self.limit_s = math.inf if minutes is None else 60 * minutes
-        self.longest_s = 0.0  # of a step but the first, which warms up
-
-    def step_done(self) -> None:
-        now = time.monotonic()
-        if self.last != self.begin:
-            self.longest_s = max(self.longest_s, now - self.last)
-        self.last = now
-
-    def is_over(self) -> bool:
-        return time.monotonic() - self.begin + self.longest_s > self.limit_s
-
-    def wants_save(self) -> bool:
-        due = time.monotonic() - self.last_save > 60 * _SAVE_MINUTES
-        if due:
-            self.last_save = time.monotonic()
-        return due
-
-
-class _Log:
-    """`log.jsonl`: every so many steps the means since the last line. Lines past the step taken up are dropped."""
-
-    def __init__(self, path: Path, step: int, every: int) -> None:
-        self.path, self.every = path, every
-        self.step, self.begin = step, time.monotonic()
-        self.rows: list[dict[str, float]] = []
-        self.mean = math.nan
-        if path.exists():
-            write_file(path, b"".join(_lines_until(path, step)))
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        self.step = step
-        self.rows.append(values)
-        if step % self.every == 0:
-            self.write()
-
-    def write(self) -> None:
-        if not self.rows:
-            return
-        means = {key: sum(row[key] for row in self.rows) / len(self.rows) for key in self.rows[-1]}
-        means["learning_rate"] = self.rows[-1]["learning_rate"]
-        now = time.monotonic()
-        line = {"step": self.step, **means, "seconds_per_step": (now - self.begin) / len(self.rows)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.rows, self.begin, self.mean = [], now, means["loss"]
-
-
-def _lines_until(path: Path, step: int) -> Iterator[bytes]:
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                yield line
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a killed run wrote half

@@ -20,9 +20,10 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 
 from edge_sdk.errors import Error  # noqa: E402
 from edge_sdk.tensorfile import TensorFile  # noqa: E402
-from samples.nano import training, training_state  # noqa: E402
+from samples.nano import training_log, training_state  # noqa: E402
 from samples.nano.settings import Schedule  # noqa: E402
-from samples.nano.training import learning_rate, make_optimizer, numbers, order, train  # noqa: E402
+from samples.nano.training import learning_rate, make_optimizer, train  # noqa: E402
+from samples.nano.training_data import numbers, order  # noqa: E402
 
 SCHEDULE = Schedule(steps=30, learning_rate=0.01, warmup_steps=5)
 EXAMPLES = 37
@@ -201,7 +202,7 @@ def test_time_that_is_over(tmp_path: Path) -> None:
     assert state(model) == state(net())
     assert saved(tmp_path) == []
 
-    clock = training._Clock(1.0)
+    clock = training_log.Clock(1.0)
     clock.begin -= 50
     assert not clock.is_over()
     clock.longest_s = 11.0
@@ -210,7 +211,7 @@ def test_time_that_is_over(tmp_path: Path) -> None:
 
 def test_it_is_saved_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that fails later goes on from there; lines of the log past it are dropped."""
-    monkeypatch.setattr(training, "_SAVE_MINUTES", -1.0)
+    monkeypatch.setattr(training_log, "SAVE_MINUTES", -1.0)
     steps = 0
 
     def fails(model: Any, batch: Any) -> Any:
