@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "ask a bundle something: a file in, a file out, or a conversation in text",
     "run": "talk: microphone in, speaker out",
     "export": "turn a checkpoint into a bundle",
+    "merge": "merge two checkpoints into a third",
     "verify": "check a bundle: every byte, its self-test, or against its checkpoint",
     "inspect": "show what is in a bundle",
     "bench": "measure every stage beside its physical limit",

@@ -49,12 +49,27 @@ class Entry:
     def is_float(self) -> bool:
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """Of one value as it is stored: bfloat16 as uint16."""
+        return _DTYPES[self.dtype]
+
 
 def widen_bfloat16(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """uint16 bit patterns of bfloat16 values -> the same values as float32 (exact)."""
     wide = bits.astype(np.uint32)
     wide <<= 16  # in place: a large tensor is held once
     return wide.view(np.float32)
+
+
+def narrow_bfloat16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 values -> bit patterns of the nearest bfloat16 (of two, the even one), uint16. NaN is not kept."""
+    bits = values.view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    odd += np.uint32(0x7FFF)
+    odd += bits
+    odd >>= np.uint32(16)
+    return odd.astype("<u2")
 
 
 class TensorFile:
@@ -73,6 +88,13 @@ class TensorFile:
             raise error(f"'{self.path}' is empty")
         self.metadata, self.entries = _parse_header(memoryview(self._map), str(self.path), error)
 
+    @property
+    def header(self) -> bytes:
+        """What stands before the first tensor."""
+        if self._map is None:
+            raise self._error(f"'{self.path}' is closed")
+        return self._map[: min((entry.begin for entry in self.entries.values()), default=len(self._map))]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -88,6 +110,23 @@ class TensorFile:
         entry = self.entries[name]
         array = np.frombuffer(self.raw(name), dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
         return widen_bfloat16(array) if entry.dtype == "BF16" else array.copy()
+
+    def pieces(self, name: str, values: int) -> Iterator[np.ndarray[Any, Any]]:
+        """One tensor in order, at most `values` values at once, flat and as stored (bfloat16 as uint16).
+
+        Read from the file and not through the map, whose pages would count as memory until something else needs it.
+        """
+        entry = self.entries[name]
+        step = values * entry.storage.itemsize
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                for at in range(entry.begin, entry.end, step):
+                    data = os.pread(file.fileno(), min(step, entry.end - at), at)
+                    if len(data) != min(step, entry.end - at):
+                        raise self._error(f"'{self.path}' became shorter while it was read")
+                    yield np.frombuffer(data, entry.storage)
+        except OSError as e:
+            raise self._error(f"cannot read '{self.path}': {e.strerror or e}") from e
 
     def close(self) -> None:
         if self._map is not None:

@@ -81,7 +81,7 @@ class BundleWriter:
         strange = {p.name for p in self._work.iterdir()} - {_RECORD, _NEW_RECORD, _BUNDLE, _PACKED, _OLD}
         if strange:
             raise ExportError(
-                f"'{self._work}' is needed for the work on this export, but holds something else "
+                f"'{self._work}' is needed for what is not finished, but holds something else "
                 f"({', '.join(sorted(strange)[:3])}); move it away"
             )
         self._lock = os.open(self._work, os.O_RDONLY)
@@ -89,7 +89,7 @@ class BundleWriter:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             self.close()
-            raise ExportError(f"another export is writing to '{self._work}'; wait for it, or end it") from e
+            raise ExportError(f"another run is writing to '{self._work}'; wait for it, or end it") from e
         except OSError:
             pass  # a file system without locks
 

@@ -47,6 +47,20 @@ class Checkpoint:
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 
+    @property
+    def index(self) -> str | None:
+        """Name of the index file, None where all tensors are in one file."""
+        return None if (self.path / _SINGLE).exists() else _INDEX
+
+    @property
+    def shards(self) -> tuple[TensorFile, ...]:
+        """The safetensors files, in the order of their names."""
+        return tuple(self._files)
+
+    def shard(self, name: str) -> TensorFile:
+        """The file that a tensor is in."""
+        return self._where[name]
+
     def entry(self, name: str) -> Entry:
         return self._where[name].entries[name]
 

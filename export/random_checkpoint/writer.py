@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_sdk.errors import ExportError
 from edge_sdk.export.random_checkpoint.draws import Array, RandomTensor
+from edge_sdk.tensorfile import narrow_bfloat16
 
 Progress = Callable[[str, int, int], None]  # file name, bytes written, bytes in all
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}
@@ -126,5 +127,4 @@ def _convert(values: Array, dtype: str) -> Array:
         return values.astype("<f4", copy=False)
     if dtype == "float16":
         return values.astype("<f2")
-    bits = values.view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype("<u2")
+    return narrow_bfloat16(values)

@@ -221,7 +221,7 @@ def test_two_exports_to_one_output(output: Path) -> None:
     with start(output) as first:
         first.write("a.bin", b"x")
         for resume in (False, True):
-            with pytest.raises(ExportError, match="another export is writing to"):
+            with pytest.raises(ExportError, match="another run is writing to"):
                 start(output, resume=resume)
         assert (work_path(output) / "bundle" / "a.bin").exists()
     with start(output, resume=True) as second:
@@ -239,7 +239,7 @@ def test_a_lock_ends_with_its_process(output: Path) -> None:
     )
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    with pytest.raises(ExportError, match="another export is writing to"):
+    with pytest.raises(ExportError, match="another run is writing to"):
         start(output, resume=True)
     process.kill()
     process.communicate()
