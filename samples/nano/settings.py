@@ -1,0 +1,159 @@
+"""Sizes of drsr-nano, and of a tiny one of the same shape that trains in seconds: every number of the recipe that is
+no tokenizer's or config's to tell. Ids stand in neither: they come from the files that are written.
+
+The shapes are the exporter's own (`edge_sdk.export.random_checkpoint.specs`): it writes this family's config.json and
+cosyvoice3.yaml from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge_sdk.export.random_checkpoint.specs import (
+    ADDED_TOKENS,
+    EncoderSpec,
+    LanguageSpec,
+    SpeechIdSpec,
+    StackSpec,
+    VocoderSpec,
+)
+
+_VOCABULARY_MULTIPLE = 32  # rows of the text tables: a round number, as in the released model
+
+
+@dataclass(frozen=True)
+class Sound:
+    """Rates of what is heard and said."""
+
+    input_rate_hz: int = 16000  # of the user's audio
+    output_rate_hz: int = 24000  # of the reply
+    n_mels: int = 80  # of the vocoder's mel
+    hop_samples: int = 480  # 50 frames a second at 24 kHz
+    n_fft: int = 1920
+    token_rate_hz: int = 25
+
+    @property
+    def frame_rate_hz(self) -> int:
+        return self.output_rate_hz // self.hop_samples
+
+    @property
+    def frames_per_token(self) -> int:
+        return self.frame_rate_hz // self.token_rate_hz
+
+
+@dataclass(frozen=True)
+class CodecSize:
+    """The speech tokenizer: vocoder mel -> one code per 40 ms, by finite scalar quantization (FSQ)."""
+
+    levels: tuple[int, ...]  # of each scalar; their product is the number of codes
+    width: int
+    blocks: int
+
+    @property
+    def codes(self) -> int:
+        return math.prod(self.levels)
+
+
+@dataclass(frozen=True)
+class VocoderSize:
+    """The DiT flow and the HiFT-shaped waveform part."""
+
+    dim: int
+    depth: int
+    heads: int
+    head_dim: int
+    lookahead_width: int
+    base_channels: int
+    f0_channels: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one stage trains: AdamW, warm-up, then a cosine down to `final_share` of the learning rate."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 0
+    final_share: float = 0.1
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0  # gradients longer than this are shortened to it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One model of the family. `text_tokens` is the most that the tokenizer may learn, added tokens not counted."""
+
+    name: str
+    text: StackSpec
+    head: StackSpec
+    encoder: EncoderSpec
+    codec: CodecSize
+    vocoder: VocoderSize
+    text_tokens: int
+    group_size: int = 5
+    tied: bool = False
+    voice: str = "nano"
+    sound: Sound = Sound()
+    seed: int = 1
+
+    def language_spec(self, text_tokens: int | None = None) -> LanguageSpec:
+        """What writes config.json. `text_tokens`: those the trained tokenizer has, if they are fewer."""
+        count = self.text_tokens if text_tokens is None else text_tokens
+        rows = count + len(ADDED_TOKENS)
+        return LanguageSpec(
+            text=self.text,
+            head=self.head,
+            encoder=self.encoder,
+            speech=SpeechIdSpec.after(self.codec.codes),
+            text_tokens=count,
+            vocab_size=-(-rows // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE,
+            group_size=self.group_size,
+            tied=self.tied,
+        )
+
+    def vocoder_spec(self) -> VocoderSpec:
+        """What writes cosyvoice3.yaml."""
+        v = self.vocoder
+        return VocoderSpec(
+            codes=self.codec.codes,
+            dim=v.dim,
+            depth=v.depth,
+            heads=v.heads,
+            head_dim=v.head_dim,
+            lookahead_width=v.lookahead_width,
+            base_channels=v.base_channels,
+            f0_channels=v.f0_channels,
+            voices=(self.voice,),
+        )
+
+
+NANO = Settings(
+    name="nano",
+    text=StackSpec(
+        hidden=320, layers=8, heads=6, kv_heads=2, head_dim=64, intermediate=960, rope_theta=1e5, max_positions=2048
+    ),  # 6 heads of 64, not 320 / 64 = 5: they must divide into the 2 of keys and values
+    head=StackSpec(hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=768, rope_theta=1e5),
+    encoder=EncoderSpec(d_model=384, layers=4, heads=6, ffn=1536, n_mels=80),  # Whisper tiny.en's
+    codec=CodecSize(levels=(3,) * 8, width=256, blocks=4),
+    vocoder=VocoderSize(
+        dim=256, depth=6, heads=4, head_dim=64, lookahead_width=256, base_channels=128, f0_channels=128
+    ),
+    text_tokens=4084,  # with the added tokens 4096
+)
+
+TINY = Settings(
+    name="tiny",
+    text=StackSpec(
+        hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, intermediate=128, rope_theta=1e5, max_positions=2048
+    ),
+    head=StackSpec(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, rope_theta=1e5),
+    encoder=EncoderSpec(d_model=32, layers=2, heads=2, ffn=64, n_mels=80),
+    codec=CodecSize(levels=(3,) * 4, width=32, blocks=1),
+    vocoder=VocoderSize(dim=32, depth=2, heads=2, head_dim=16, lookahead_width=32, base_channels=32, f0_channels=32),
+    text_tokens=500,
+)
+
+PRESETS: Mapping[str, Settings] = {settings.name: settings for settings in (NANO, TINY)}
