@@ -1,0 +1,90 @@
+"""Turns from the grammar: phrasings and values of one side, "train" or "held out", and never of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any, TypeVar
+
+from edge_sdk.errors import Error
+from edge_sdk.events import ToolCall
+from samples.nano.texts import grammar
+from samples.nano.texts.dialogues import Turn
+
+T = TypeVar("T")
+_TRIES = 2000
+
+
+class Draw:
+    """Everything random about a dialogue."""
+
+    def __init__(self, random: Random, held_out: bool) -> None:
+        self.random, self.held_out = random, held_out
+
+    def values(self, act: str, make: Callable[[Random], T]) -> T:
+        """What `make` draws, drawn again until it is of our side."""
+        for _ in range(_TRIES):
+            value = make(self.random)
+            if grammar.is_held_out(act, value) == self.held_out:
+                return value
+        raise Error(f"'{act}': in {_TRIES} draws no values of the {'held-out' if self.held_out else 'training'} side")
+
+    def one_of(self, act: str, choices: Sequence[T]) -> T:
+        return self.values(act, lambda random: random.choice(choices))
+
+    def chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def ask(self, act: str, values: object = None, **slots: str) -> Turn:
+        """A user's turn. `values`: what `self.values` gave for this act, as the turn's record of it."""
+        template = self.random.choice(grammar.phrasings(f"ask {act}", self.held_out))
+        text = grammar.choose(template, self.random).format(**slots)
+        kind = "question" if text.endswith("?") else "request"
+        frame = "{}." if _is_statement(act) else self.random.choice(grammar.lines(f"around {kind}"))
+        if _stands_alone(text) and kind == "request":
+            frame = "{}."
+        text = frame.format(text.removesuffix("?")) if kind == "request" or not _is_statement(act) else text
+        return Turn(
+            "user",
+            grammar.sentence(text),
+            template=f"ask {act}: {template}",
+            values="" if values is None else repr(values),
+        )
+
+    def say(self, act: str, facts: Sequence[str], **slots: str) -> Turn:
+        """The assistant's answer. Slots that begin with a capital begin the sentence."""
+        template = self.random.choice(grammar.lines(f"say {act}"))
+        given = slots | {name.capitalize(): _capital(text) for name, text in slots.items()}
+        text = grammar.sentence(template.format(**given))
+        return Turn("assistant", text, facts=tuple(facts), template=f"say {act}: {template}")
+
+    def call(self, *calls: ToolCall) -> Turn:
+        return Turn("assistant", "", calls)
+
+    def result(self, text: str) -> Turn:
+        return Turn("tool", text)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _is_statement(act: str) -> bool:
+    """Acts that are no requests: "could you hello" says nobody."""
+    return act.startswith("talk.") and act not in ("talk.joke", "talk.refuse", "talk.can") or act in _ANSWERS
+
+
+_ANSWERS = {
+    "timers.length", "timers.time", "timers.change", "home.more", "home.room", "weather.city", "sums.then_plus",
+    "sums.then_minus", "units.then", "lists.more", "lists.what", "timers.vague", "home.vague", "timers.alarm_vague",
+}  # fmt: skip
+_IMPERATIVE = set(
+    "set start give remind count wake let make put tell turn switch dim bring heat change warm check add subtract take "
+    "multiply divide convert write note read go show remove delete cross strike cancel stop forget get end work clear "
+    "empty throw say play call send order find post invest translate book reserve split ring start".split()
+)
+
+
+def _stands_alone(text: str) -> bool:
+    """Not an imperative, so no frame for requests goes around it."""
+    return text.split()[0].lower() not in _IMPERATIVE
