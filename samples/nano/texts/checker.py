@@ -7,6 +7,7 @@ is on.", and "It's off in the hall." does not.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,16 +53,8 @@ def task_of(dialogue: Dialogue, turn: int) -> str:
 
 
 def _calls(wanted: Sequence[ToolCall], made: Sequence[ToolCall]) -> Result:
-    expected = [(c.name, c.arguments) for c in wanted]
-    found = [(c.name, c.arguments) for c in made]
-    # JSON's true is Python's 1: types are compared as well.
-    if found == expected and repr(found) == repr(expected):
-        return Result(True)
-    same = len(found) == len(expected) and all(
-        f[0] == e[0] and {k: repr(v) for k, v in f[1].items()} == {k: repr(v) for k, v in e[1].items()}
-        for f, e in zip(found, expected, strict=True)
-    )
-    return Result(True) if same else Result(False, f"called {found}, expected {expected}")
+    expected, found = [[json.dumps([c.name, c.arguments], sort_keys=True) for c in calls] for calls in (wanted, made)]
+    return Result(True) if found == expected else Result(False, f"called {found}, expected {expected}")
 
 
 def _words(wanted: Turn, asked: str, answer: str) -> Result:

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator
 
 ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+    "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+TENS = ("zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _SCALES = (("million", 1_000_000), ("thousand", 1_000), ("hundred", 100))
 _ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth"}
 _ORDINALS |= {"twelve": "twelfth"}
-_WORDS = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*")
+_WORDS = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+(?:'[^\W\d_]+)*|,")
 
 
 def speak(value: float, decimals: int = 0) -> str:
@@ -74,7 +75,7 @@ def canonical(text: str) -> list[str]:
     """Words in lower case without punctuation, numbers as figures whichever way they were written:
     "It's twenty-one point five." -> ["it's", "21.5"]. "and" inside a number is no word, "minus" before one its sign."""
     words = _WORDS.findall(text.lower().replace("’", "'").replace("°", " degrees ").replace("-", _sign(text)))
-    return list(_numbers(words))
+    return [word for word in _numbers(words) if word != ","]  # it parts numbers: "twenty, five" are two
 
 
 def _sign(text: str) -> str:
@@ -110,7 +111,7 @@ def _read(words: list[str], at: int) -> tuple[str, int]:
             continue
         if word in ONES and (part < 0 or _open(part, ONES.index(word))):
             part = max(part, 0) + ONES.index(word)
-        elif word in TENS[2:] and (part < 0 or part and part % 100 == 0):
+        elif word in TENS[2:] and (part < 0 or (part and part % 100 == 0)):
             part = max(part, 0) + 10 * TENS.index(word)
         elif word == "hundred" and 0 < part < 100:
             part *= 100

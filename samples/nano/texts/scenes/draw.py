@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edge_sdk.errors import Error
 from edge_sdk.events import ToolCall
@@ -71,20 +71,15 @@ def _capital(text: str) -> str:
 
 def _is_statement(act: str) -> bool:
     """Acts that are no requests: "could you hello" says nobody."""
-    return act.startswith("talk.") and act not in ("talk.joke", "talk.refuse", "talk.can") or act in _ANSWERS
+    return (act.startswith("talk.") and act not in ("talk.joke", "talk.refuse", "talk.can")) or act in _ANSWERS
 
 
 _ANSWERS = {
     "timers.length", "timers.time", "timers.change", "home.more", "home.room", "weather.city", "sums.then_plus",
     "sums.then_minus", "units.then", "lists.more", "lists.what", "timers.vague", "home.vague", "timers.alarm_vague",
 }  # fmt: skip
-_IMPERATIVE = set(
-    "set start give remind count wake let make put tell turn switch dim bring heat change warm check add subtract take "
-    "multiply divide convert write note read go show remove delete cross strike cancel stop forget get end work clear "
-    "empty throw say play call send order find post invest translate book reserve split ring start".split()
-)
 
 
 def _stands_alone(text: str) -> bool:
     """Not an imperative, so no frame for requests goes around it."""
-    return text.split()[0].lower() not in _IMPERATIVE
+    return text.split()[0].lower() not in grammar.words("imperatives")

@@ -37,7 +37,7 @@ def chain(draw: Draw) -> Scene:
     """A sum, and one or two more steps from where it stands."""
     first = operation(draw)
     value = int(numbers.canonical(first.turns[-1].facts[0])[-1])
-    turns, so_far = list(first.turns), first.turns[0].values
+    turns, so_far = list(first.turns), f"{first.turns[0].act} {first.turns[0].values}"
     for _ in range(draw.random.choice((1, 1, 2))):
         act = draw.random.choice(("sums.then_plus", "sums.then_minus")) if value > 4 else "sums.then_plus"
         most = min(value - 1, 20) if act.endswith("minus") else 20

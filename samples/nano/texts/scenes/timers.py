@@ -129,6 +129,8 @@ def _ways(draw: Draw, hour: int, minute: int) -> str:
     if minute == 45 and numbers.part_of_day(after) == part and draw.chance(0.4):
         return f"quarter to {following} {part}"
     short = "a m" if hour < 12 else "p m"
-    return f"{numbers.clock(hour, minute)} {part}" if draw.chance(0.7) or minute == 0 else (
-        f"{numbers.clock(hour, minute)} {short}"
+    return (
+        f"{numbers.clock(hour, minute)} {part}"
+        if draw.chance(0.7) or minute == 0
+        else (f"{numbers.clock(hour, minute)} {short}")
     )
