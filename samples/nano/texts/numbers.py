@@ -103,15 +103,17 @@ def _read(words: list[str], at: int) -> tuple[str, int]:
         whole, _, fraction = words[at].partition(".")
         fraction = fraction.rstrip("0")
         return str(int(whole)) + ("." + fraction if fraction else ""), at + 1
-    total, part, end = 0, -1, at  # part: what stands below the next scale, -1 nothing
+    total, part, end = 0, -1, at  # part: what stands below the next scale, -1 nothing yet
     while end < len(words):
         word = words[end]
+        free = part < 0 or (part > 0 and part % 100 == 0) or (part == 0 and total > 0)  # for a number below a hundred
         if word == "and" and part >= 0 and words[end - 1] in ("hundred", "thousand") and _is_small(words, end + 1):
-            end += 1
-            continue
-        if word in ONES and (part < 0 or _open(part, ONES.index(word))):
+            pass
+        elif word in ONES and (free or (part % 100 >= 20 and part % 10 == 0 and ONES.index(word) < 10)):
+            if word == "zero" and end > at:
+                break
             part = max(part, 0) + ONES.index(word)
-        elif word in TENS[2:] and (part < 0 or (part and part % 100 == 0)):
+        elif word in TENS[2:] and free:
             part = max(part, 0) + 10 * TENS.index(word)
         elif word == "hundred" and 0 < part < 100:
             part *= 100
@@ -121,13 +123,6 @@ def _read(words: list[str], at: int) -> tuple[str, int]:
             break
         end += 1
     return str(total + max(part, 0)), end
-
-
-def _open(part: int, n: int) -> bool:
-    """May `n` (below twenty) follow: "twenty" takes a digit, "hundred" and "thousand" anything but zero."""
-    if n == 0:
-        return False
-    return part % 100 == 0 or (part % 10 == 0 and part % 100 >= 20 and n < 10)
 
 
 def _is_small(words: list[str], at: int) -> bool:

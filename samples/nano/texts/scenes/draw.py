@@ -38,18 +38,16 @@ class Draw:
     def ask(self, act: str, values: object = None, **slots: str) -> Turn:
         """A user's turn. `values`: what `self.values` gave for this act, as the turn's record of it."""
         template = self.random.choice(grammar.phrasings(f"ask {act}", self.held_out))
-        text = grammar.choose(template, self.random).format(**slots)
+        text = self._framed(act, grammar.choose(template, self.random).format(**slots))
+        noted = "" if values is None else repr(values)
+        return Turn("user", grammar.sentence(text), template=f"ask {act}: {template}", values=noted)
+
+    def _framed(self, act: str, text: str) -> str:
+        """Around a request "please ...", around a question "hey, ...?", around an answer nothing."""
         kind = "question" if text.endswith("?") else "request"
-        frame = "{}." if _is_statement(act) else self.random.choice(grammar.lines(f"around {kind}"))
-        if _stands_alone(text) and kind == "request":
-            frame = "{}."
-        text = frame.format(text.removesuffix("?")) if kind == "request" or not _is_statement(act) else text
-        return Turn(
-            "user",
-            grammar.sentence(text),
-            template=f"ask {act}: {template}",
-            values="" if values is None else repr(values),
-        )
+        if act in _ANSWERS or (kind == "request" and text.split()[0] not in grammar.words("imperatives")):
+            return text
+        return self.random.choice(grammar.lines(f"around {kind}")).format(text.removesuffix("?"))
 
     def say(self, act: str, facts: Sequence[str], **slots: str) -> Turn:
         """The assistant's answer. Slots that begin with a capital begin the sentence."""
@@ -69,17 +67,10 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _is_statement(act: str) -> bool:
-    """Acts that are no requests: "could you hello" says nobody."""
-    return (act.startswith("talk.") and act not in ("talk.joke", "talk.refuse", "talk.can")) or act in _ANSWERS
-
-
+# What answers the assistant, and small talk: "could you goodbye" says nobody.
 _ANSWERS = {
     "timers.length", "timers.time", "timers.change", "home.more", "home.room", "weather.city", "sums.then_plus",
     "sums.then_minus", "units.then", "lists.more", "lists.what", "timers.vague", "home.vague", "timers.alarm_vague",
+    "talk.hello", "talk.how", "talk.name", "talk.thanks", "talk.bye", "talk.human", "talk.i_am", "talk.again",
+    "talk.noise", "talk.me",
 }  # fmt: skip
-
-
-def _stands_alone(text: str) -> bool:
-    """Not an imperative, so no frame for requests goes around it."""
-    return text.split()[0].lower() not in grammar.words("imperatives")
