@@ -41,12 +41,18 @@ class Turn:
 
 @dataclass(frozen=True)
 class Scene:
-    """A few turns about one thing. `needs`: tools that must be offered; `lacks`: tools that must not."""
+    """A few turns about one thing.
+
+    Attributes:
+        needs, lacks: tools that must be offered, and that must not.
+        keeps: state that lives in the turns ("list"); a dialogue has one scene of each.
+    """
 
     turns: tuple[Turn, ...]
     needs: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     system: str | None = None
+    keeps: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,12 @@ def dialogue(seed: int, number: int, split: Split) -> Dialogue:
 
 
 def _go_together(scenes: list[Scene]) -> bool:
-    """No tool both needed and lacking, one system prompt at most, and no two scenes that keep the same list."""
+    """No tool both needed and lacking, one system prompt at most, no two scenes of a kind or that keep one state."""
     needs = {name for s in scenes for name in s.needs}
     lacks = {name for s in scenes for name in s.lacks}
     acts = [s.turns[0].act for s in scenes]
-    return not needs & lacks and sum(s.system is not None for s in scenes) < 2 and len(set(acts)) == len(acts)
+    systems, kept = [s.system for s in scenes if s.system], [s.keeps for s in scenes if s.keeps]
+    return not needs & lacks and len(systems) < 2 and all(len(set(x)) == len(x) for x in (acts, kept))
 
 
 def _offered(scenes: list[Scene], random: Random) -> tuple[dict[str, Any], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,14 +80,14 @@ def _response(number: int) -> Array:
 
 
 def room(number: int) -> Shape:
-    """Sizes from a bathroom's to a hall's; the user from 0.5 m to the other end; RT60 0.15 to 0.6 s."""
+    """Sizes from a bathroom's to a hall's; the user 0.5 to 2.5 m away; RT60 0.15 to 0.5 s."""
     random = Random(f"room/{number}")
     size = (random.uniform(2, 8), random.uniform(2, 6), random.uniform(2.2, 3.2))
     microphone = _somewhere(random, size, 0.8)
     while True:
         user = _somewhere(random, size, 1.5)
-        if sum((a - b) ** 2 for a, b in zip(user, microphone, strict=True)) > 0.25:
-            return Shape(size, microphone, microphone, user, random.uniform(0.15, 0.6))
+        if 0.5 < math.dist(user, microphone) < 2.5:
+            return Shape(size, microphone, microphone, user, random.uniform(0.15, 0.5))
 
 
 def _somewhere(random: Random, size: Place, height: float) -> Place:

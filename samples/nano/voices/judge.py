@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import soxr
 
 from edge_sdk.errors import Error
 from edge_sdk.runtime import Array, no_telemetry
-from samples.nano.texts.numbers import canonical
+from samples.nano.texts.numbers import canonical, ordinal
 from samples.nano.voices.packages import WHISPER_TINY_EN, model_file
 from samples.nano.voices.rooms import RATE
 
@@ -59,23 +59,31 @@ class Judge:
 
 
 def word_errors(text: str, heard: str) -> Errors:
-    """Compared as words in lower case and numbers as figures: "seven oh five" is 7:05, "twenty one" is 21."""
+    """Compared as words in lower case, numbers by their digits: "seven oh five" is 7:05, "twenty one point five" 21.5,
+    "three fifty" 350 (nobody could tell which was meant)."""
     wanted, found = _words(text), _words(heard)
     return Errors(_distance(wanted, found), len(wanted))
 
 
 def _words(text: str) -> list[str]:
-    text = re.sub(r"(\d):0(\d)", r"\1:\2", text.replace(":00", ""))
+    text = re.sub(r"(\d)[.:](\d\d)\b", r"\1 \2", text.replace(":00", ""))
+    text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", lambda match: ordinal(int(match[1])), text)
     text = re.sub(r"\b([ap])\.?\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)
     for unit, name in _UNITS.items():
         text = re.sub(rf"(?<=[\d ]){unit}(?!\w)", f" {name}", text)
-    words = [_FORMS.get(word, word) for word in canonical(text)]
-    return [word for n, word in enumerate(words) if not _is_spoken_zero(words, n)]
+    return list(_joined([_FORMS.get(word, word) for word in canonical(text)]))
 
 
-def _is_spoken_zero(words: Sequence[str], n: int) -> bool:
-    """The "oh" of "seven oh five", and "o'clock", which is written in figures at times."""
-    return words[n] in ("oh", "o'clock") and n > 0 and words[n - 1].isdigit()
+def _joined(words: Sequence[str]) -> Iterator[str]:
+    """Numbers that follow each other as one string of digits, without the "oh" and "o'clock" that times have."""
+    digits = ""
+    for word in words:
+        if word[-1].isdigit():
+            digits += word.replace(".", "")
+        elif not (digits and word in ("oh", "o'clock")):
+            yield from filter(None, (digits, word))
+            digits = ""
+    yield from filter(None, (digits,))
 
 
 def _distance(wanted: Sequence[str], found: Sequence[str]) -> int:

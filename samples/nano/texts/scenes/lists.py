@@ -26,7 +26,7 @@ def _kept(draw: Draw, name: str, all_items: tuple[str, ...]) -> Scene:
     for _ in range(draw.random.choice((0, 1, 1, 2, 3))):
         turns += draw.random.choice((_more, _more, _remove, _check))(draw, name, all_items, kept)
     turns += draw.random.choice((_read, _read, _read, _count, _cleared))(draw, name, all_items, kept)
-    return Scene(tuple(turns))
+    return Scene(tuple(turns), keeps="list")
 
 
 def _first(draw: Draw, name: str, all_items: tuple[str, ...], kept: list[str]) -> list[Turn]:
