@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
 from edge_sdk.errors import Error
+from samples.nano.__main__ import main
 from samples.nano.voices import noises, other_voices
 from samples.nano.voices.conditions import ROOMS, Conditions, draw_conditions, hear, parts, room
 from samples.nano.voices.hibari_voice import F0_RATE, HibariVoice
@@ -241,3 +243,17 @@ def test_the_judge_reads_what_was_said(hibari: HibariVoice, question: Array) -> 
     spoken = hibari.say(TEXT)
     assert judge.errors(TEXT, spoken.pcm, spoken.rate) == Errors(0, 5)
     assert judge.errors("The garden gate was open.", spoken.pcm, spoken.rate).errors >= 3
+
+
+@needs_whisper
+def test_listen_prints_word_errors_of_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("faster_whisper")
+    said = str(speech.FOLDER / "tts_hibari_cmd_timer10.flac")
+    right, wrong = "Set a timer for ten minutes.", "Set a timer for two minutes."
+    assert main(["listen", "--file", said, right, "--file", said, wrong, "--verbose"]) == 0
+    out = capsys.readouterr().out
+    assert f"{said}: {wrong!r} was heard as" in out
+    assert out.splitlines()[-1].split() == ["files", "8.3%", "1", "12"]
+    (tmp_path / "none.wav").write_text("no sound")
+    assert main(["listen", "--file", str(tmp_path / "none.wav"), right]) == 1
+    assert "is no sound file that can be read" in capsys.readouterr().err
