@@ -128,6 +128,7 @@ def test_a_missing_or_other_model_says_what_to_install() -> None:
         ("Set for seven oh five.", "Set for 7:05.", 0, 3),
         ("It's nine forty five.", "It's 9.45.", 0, 2),
         ("It's seven o'clock.", "It's 7:00", 0, 2),
+        ("It's eleven oh five p m.", "It's 11.05pm", 0, 3),
         ("Twenty one point five percent.", "21.5%", 0, 2),
         ("December twenty seventh.", "December 27th", 0, 3),
         ("Twenty one things.", "22 things", 1, 2),
