@@ -1,5 +1,7 @@
 """The PyTorch model in its training form against the recordings of upstream: one parallel pass over recorded ids."""
 
+# ruff: noqa: E402  (what may not be installed is asked for before what needs it)
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """One teacher-forced sequence, and how several become the tensors of a batch.
 
-Every shift between ids, rows and picks is made here, in NumPy, by fixtures-tested rules (docs/computation.md, One step):
-a sequence of P prompt ids and S steps has T = P + S - 1 backbone positions, of which P - 1, ..., T - 1 choose the S text
+Every shift between ids, rows and picks is made here, in NumPy, by the rules of docs/computation.md (One step): a
+sequence of P prompt ids and S steps has T = P + S - 1 backbone positions, of which P - 1, ..., T - 1 choose the S text
 ids and groups. The speech head has G rows a position; BOS stands before each of them up to the first pick.
 """
 

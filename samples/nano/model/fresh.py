@@ -138,5 +138,3 @@ def check_added(tokenizer: Path, spec: LanguageSpec) -> None:
             f"'{tokenizer}': the added tokens {', '.join(wrong)} do not follow the {spec.text_tokens} text tokens in "
             "the family's order"
         )
-
-

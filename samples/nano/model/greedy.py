@@ -47,9 +47,7 @@ def answer(
     return text, groups, activity(text, groups, config)[0] if speech else np.zeros(len(text), bool)
 
 
-def pick(
-    model: LanguageHalf, prompt: Sequence, text: Array, groups: Array, hidden: torch.Tensor, sub_step: int
-) -> int:
+def pick(model: LanguageHalf, prompt: Sequence, text: Array, groups: Array, hidden: torch.Tensor, sub_step: int) -> int:
     """The head's choice for the last step's pick `sub_step`; those before it stand in `groups`."""
     batch = collate([replace(prompt, text_ids=text, groups=groups)], model.config).to(hidden.device)
     rows = model.head_hidden(batch, hidden)[0, len(hidden[0]) * model.config.group_size - model.config.group_size :]

@@ -62,7 +62,9 @@ def read_tensors(path: Path) -> dict[str, Array]:
     try:
         version, spec, _ = number("I"), text(), number("I")
         if (version, spec) != (6, "WhisperSpec"):
-            raise Error(f"'{path}' is {spec} in version {version}, not WhisperSpec in version 6 of CTranslate2's format")
+            raise Error(
+                f"'{path}' is {spec} in version {version}, not WhisperSpec in version 6 of CTranslate2's format"
+            )
         tensors: dict[str, Array] = {}
         for _ in range(number("I")):
             name = text()
@@ -114,7 +116,9 @@ def load_into(encoder: Encoder, tensors: Mapping[str, Array]) -> None:
     try:
         state = encoder_state(tensors, len(encoder.layers))
     except KeyError as e:
-        raise Error(f"Whisper's encoder has no tensor {e}: it has fewer layers than config.json's encoder_layers") from e
+        raise Error(
+            f"Whisper's encoder has no tensor {e}: it has fewer layers than config.json's encoder_layers"
+        ) from e
     extra = f"encoder/layer_{len(encoder.layers)}/ffn/linear_0/weight"
     wrong = [
         f"{name} {list(value.shape)} for {list(own[name].shape)}"
