@@ -183,3 +183,5 @@ CHATS_GROWTH_MB = 20.0
 
 # Whisper's encoder over one window, PyTorch against CTranslate2, both float32 from float16 weights (norms). 2.3e-6.
 WHISPER_RELATIVE = 1e-5
+# Cross entropy of a model with fresh weights against that of even scores, in nats. 0.04.
+FRESH_NATS = 0.5

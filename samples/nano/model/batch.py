@@ -54,7 +54,10 @@ class Sequence:
 
 @dataclass
 class Batch:
-    """Tensors of B sequences, padded on the right to T positions. A: placeholders of all; N: their 25 Hz rows; W: windows."""
+    """Tensors of B sequences, padded on the right to T positions.
+
+    A counts the placeholders of all, N their 25 Hz rows, W their windows.
+    """
 
     ids: Tensor  # int64 [B, T]
     groups: Tensor  # int64 [B, T, G]: the group that entered with each position

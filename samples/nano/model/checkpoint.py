@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edge_sdk.config import ModelConfig
 from edge_sdk.export.checkpoint import Checkpoint
+from edge_sdk.export.merge import RECORD
 from edge_sdk.export.model_config import read_language_config
 from edge_sdk.export.random_checkpoint.writer import new_folder
 from edge_sdk.export.weights import CODEBOOK, HEAD, TEXT_EMBEDDING, TEXT_HEAD, language_weights
@@ -99,9 +100,10 @@ def tensors(loaded: Loaded) -> dict[str, Tensor]:
 
 
 def copy_settings(source: Path, target: Path) -> None:
-    """Every file of a checkpoint that is not a tensor's: config, tokenizers, template, defaults."""
+    """Every file of a checkpoint that is not a tensor's: config, tokenizers, template, defaults. A merge's record stays
+    behind: it is about tensors that are others now."""
     for path in sorted(source.iterdir()):
-        if path.name.startswith((".", "model")) and path.name.endswith((".safetensors", ".safetensors.index.json")):
+        if path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name == RECORD:
             continue
         if path.is_dir():
             shutil.copytree(path, target / path.name)

@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from edge_sdk.config import EncoderConfig
 
@@ -30,7 +30,7 @@ class WindowAttention(nn.Module):
             projection(h).view(h.shape[0], h.shape[1], self.heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
         return self.out_proj(mixed.transpose(1, 2).reshape(h.shape))
 
 
@@ -45,7 +45,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x), keep)
-        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x))))
 
 
 class Encoder(nn.Module):
@@ -66,8 +66,10 @@ class Encoder(nn.Module):
     def convolve(self, mel: Tensor, frames: Tensor) -> Tensor:
         """mel [W, n_mels, F], frames int64 [W] that are real -> rows [W, (F + 1) / 2, d_model] entering the layers."""
         real = torch.arange(mel.shape[2], device=mel.device) < frames[:, None]
-        x = F.gelu(self.conv1(mel)) * real[:, None, :]  # the second convolution sees zeros past the end, as upstream
-        x = F.gelu(self.conv2(x)).transpose(1, 2)
+        x = (
+            functional.gelu(self.conv1(mel)) * real[:, None, :]
+        )  # the second convolution sees zeros past the end, as upstream
+        x = functional.gelu(self.conv2(x)).transpose(1, 2)
         return x + sinusoids(x.shape[1], self.d_model).to(x)
 
     def rows(self, mel: Tensor, frames: Tensor) -> Tensor:

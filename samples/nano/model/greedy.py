@@ -1,4 +1,4 @@
-"""Greedy replies straight from the training form: the whole sequence again for every pick. Slow, and nothing to get wrong.
+"""Greedy replies straight from the training form: the whole sequence again for every pick. Slow, and plain.
 
 What the device makes with its caches must be the same ids (tests/nano/test_model_export.py).
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from edge_sdk.config import TransformerConfig
 from edge_sdk.errors import Error
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         v = self.v_proj(h).view(batch, length, self.kv_heads, -1).transpose(1, 2)
         shared = self.heads // self.kv_heads
         k, v = (rotate(k, rope).repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
-        mixed = F.scaled_dot_product_attention(rotate(q, rope), k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(rotate(q, rope), k, v, is_causal=True)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -72,7 +72,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+        return self.down_proj(functional.silu(self.gate_proj(h)) * self.up_proj(h))
 
 
 class Layer(nn.Module):

