@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from edge_sdk.errors import Error
 from samples.nano.model import batch as batches
 from samples.nano.model.batch import Array, Batch
 from samples.nano.stages.examples import Heard, Layout, Prompter, spoken, written
-
-if TYPE_CHECKING:
-    from samples.nano.texts.dialogues import Dialogue, Turn
+from samples.nano.texts.dialogues import Dialogue, Turn
 
 NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of similar length
 
@@ -49,7 +48,7 @@ class Corpus:
     """Every assistant turn of the dialogues, shortest first."""
 
     def __init__(
-        self, prompter: Prompter, dialogues: Iterable[Dialogue], sounds: Sounds | None, layout: Layout = Layout()
+        self, prompter: Prompter, dialogues: Iterable[Dialogue], sounds: Sounds | None, layout: Layout
     ) -> None:
         self.prompter, self.sounds, self.layout = prompter, sounds, layout
         found = (Item(d, n) for d in dialogues for n, turn in enumerate(d.turns) if turn.role == "assistant")
@@ -90,8 +89,6 @@ class Corpus:
 
 
 def with_reply(dialogue: Dialogue, number: int, turn: Turn) -> Dialogue:
-    import dataclasses
-
     return dataclasses.replace(dialogue, turns=(*dialogue.turns[:number], turn))
 
 

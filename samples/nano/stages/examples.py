@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,8 @@ from edge_sdk.prompt import SYSTEM_SPEECH, SYSTEM_TEXT, Clip, Template, system_m
 from edge_sdk.tokenizer import Tokenizer
 from edge_sdk.tools import CLOSE, OPEN
 from samples.nano.model.batch import Array, Sequence
-
-if TYPE_CHECKING:
-    from samples.nano.texts.dialogues import Dialogue, Turn
+from samples.nano.texts.grid import align
+from samples.nano.texts.dialogues import Dialogue, Turn
 
 
 @dataclass(frozen=True)
@@ -85,17 +84,14 @@ class Prompter:
             reserve=0,
             drop=False,
         )
-        turns = [self.history(t, heard.get(n)) for n, t in enumerate(dialogue.turns[:turn])]
+        turns = [history(t, self.clip(heard.get(n))) for n, t in enumerate(dialogue.turns[:turn])]
         return conversation.render(turns).ids
 
-    def history(self, turn: Turn, heard: Heard | None) -> HistoryTurn:
-        if turn.role == "assistant":
-            said: tuple[str | ToolCall, ...] = ((turn.text,) if turn.text else ()) + tuple(turn.tool_calls)
-            return HistoryTurn("assistant", text=turn.text, said=said)
+    def clip(self, heard: Heard | None) -> Clip | None:
+        """As many rows as there are placeholders; what is in them does not change the ids."""
         if heard is None:
-            return HistoryTurn(turn.role, text=turn.text)
-        rows = np.zeros((heard.placeholders, self.model.backbone.hidden_size), np.float32)
-        return HistoryTurn(turn.role, clip=Clip.of(rows, 0.0))
+            return None
+        return Clip.of(np.zeros((heard.placeholders, self.model.backbone.hidden_size), np.float32), 0.0)
 
     def reply_ids(self, turn: Turn) -> tuple[Array, Array]:
         """(ids of what is said, ids of the calls with their tags), int64."""
@@ -105,6 +101,14 @@ class Prompter:
             inner = call.raw.removeprefix(OPEN).removesuffix(CLOSE)
             calls += [added[OPEN], *self.tokenizer.encode_plain(inner), added[CLOSE]]
         return np.array(self.tokenizer.encode_plain(turn.text), np.int64), np.array(calls, np.int64)
+
+
+def history(turn: Turn, clip: Clip | None = None) -> HistoryTurn:
+    """A turn as the SDK's history has it; a user's, said in `clip` if there is one, else written."""
+    if turn.role == "assistant":
+        said: tuple[str | ToolCall, ...] = ((turn.text,) if turn.text else ()) + tuple(turn.tool_calls)
+        return HistoryTurn("assistant", text=turn.text, said=said)
+    return HistoryTurn(turn.role, text="" if clip else turn.text, clip=clip)
 
 
 def system_words(system: str | None, speech: bool) -> str:
@@ -139,7 +143,7 @@ def spoken(
     turn: int,
     heard: Mapping[int, Heard],
     codes: Array | None,
-    layout: Layout = Layout(),
+    layout: Layout,
 ) -> Sequence:
     """A reply in text and speech.
 
@@ -174,9 +178,8 @@ def reply_grid(
         raise Error("a reply that says something has no speech codes")
     sound = np.zeros(0, np.int64) if codes is None or not len(said) else lengthen(codes, size, len(said), layout)
     n = len(sound) // size
-    text = np.concatenate(
-        [[ids.audio_bos], said, np.full(n - len(said), ids.sil), [ids.audio_eos], calls, [ids.eos[0]]]
-    ).astype(np.int64)
+    words = align(said.tolist(), n, ids.sil)
+    text = np.concatenate([[ids.audio_bos], words, [ids.audio_eos], calls, [ids.eos[0]]]).astype(np.int64)
     groups = np.full((len(text), size), speech.pad, np.int64)
     groups[1 : 1 + n] = sound.reshape(n, size)
     groups[1 + n] = speech.eos

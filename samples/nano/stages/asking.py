@@ -1,0 +1,77 @@
+"""Questions of dialogues put to an exported checkpoint through edge_sdk.Chat, and their answers judged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+import edge_sdk
+from edge_sdk.conversation import Turn as HistoryTurn
+from edge_sdk.export.pipeline import ExportOptions, export_bundle
+from edge_sdk.prompt import Clip
+from samples.nano.stages.data import Item, Sounds
+from samples.nano.stages.examples import history, system_words
+from samples.nano.texts import checker
+
+INPUT_RATE_HZ = 16000
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question's answer. `reason` is why it is wrong, "" if it is right."""
+
+    item: Item
+    text: str
+    success: bool
+    reason: str
+
+
+@contextmanager
+def exported(checkpoint: Path, vocoder: Path | None = None) -> Iterator[Path]:
+    """The checkpoint as a bundle in fp32, for as long as it is needed."""
+    folder = Path(mkdtemp(prefix="nano-"))
+    try:
+        yield export_bundle(checkpoint, vocoder, folder / "bundle", ExportOptions())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask(
+    bundle: Path,
+    items: Sequence[Item],
+    *,
+    speech: bool,
+    sounds: Sounds | None = None,
+    noisy: bool = False,
+    most_ids: int = 160,
+) -> Iterator[Answered]:
+    """Greedy answers to each item's conversation as it was meant to go, the last turn left to the model.
+
+    Args:
+        speech: the answer is spoken; else text alone is asked for.
+        sounds: where the users' turns are sound; None: they are text.
+        most_ids: of a reply.
+    """
+    greedy = edge_sdk.GenerationConfig(do_sample=False, max_new_tokens=most_ids)
+    with edge_sdk.Chat(bundle, speech=speech, generation=greedy) as chat:
+        for item in items:
+            chat.configure(system=system_words(item.dialogue.system, speech), tools=list(item.dialogue.tools))
+            chat.edit(turns(chat, item, sounds, noisy))
+            reply = chat.send()
+            result = checker.score(item.dialogue, item.number, reply.text, reply.tool_calls)
+            yield Answered(item, reply.text, result.success, result.reason)
+
+
+def turns(chat: edge_sdk.Chat, item: Item, sounds: Sounds | None, noisy: bool) -> list[HistoryTurn]:
+    """The conversation up to the item, its questions encoded by the model that is asked."""
+    out = []
+    for n, turn in enumerate(item.dialogue.turns[: item.number]):
+        spoken = turn.role == "user" and sounds is not None
+        pcm = sounds.question(item.dialogue, n, noisy=noisy) if spoken and sounds is not None else None
+        clip = None if pcm is None else Clip.of(chat.encode(pcm, INPUT_RATE_HZ), len(pcm) / INPUT_RATE_HZ)
+        out.append(history(turn, clip))
+    return out

@@ -1,0 +1,28 @@
+"""Sound for dialogues where none was rendered: to the language half codes are ids, and these are seeded random ones."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+RATE_HZ = 16000
+
+
+class SeededSounds:
+    """Questions are noise of a length and colour that their text tells, replies random codes."""
+
+    def __init__(self, count: int, codes: int | None = None) -> None:
+        self.count, self.length = count, codes
+
+    def question(self, dialogue: Any, turn: int, *, noisy: bool) -> Any:
+        random = np.random.default_rng(zlib.crc32(dialogue.turns[turn].text.encode()) + noisy)
+        samples = int(RATE_HZ * random.uniform(0.5, 1.5))
+        tone = np.sin(2 * np.pi * random.uniform(200, 2000) * np.arange(samples) / RATE_HZ)
+        return (0.2 * tone + (0.05 if noisy else 0.01) * random.standard_normal(samples)).astype(np.float32)
+
+    def reply(self, text: str) -> Any:
+        random = np.random.default_rng(zlib.crc32(text.encode()))
+        length = self.length or 2 + 2 * len(text)
+        return random.integers(0, self.count, length)
