@@ -29,8 +29,8 @@ from edge_sdk.prompt import SYSTEM_SPEECH, SYSTEM_TEXT, Clip, Template, system_m
 from edge_sdk.tokenizer import Tokenizer
 from edge_sdk.tools import CLOSE, OPEN
 from samples.nano.model.batch import Array, Sequence
-from samples.nano.texts.grid import align
 from samples.nano.texts.dialogues import Dialogue, Turn
+from samples.nano.texts.grid import align
 
 
 @dataclass(frozen=True)
