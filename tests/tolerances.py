@@ -185,3 +185,6 @@ CHATS_GROWTH_MB = 20.0
 WHISPER_RELATIVE = 1e-5
 # Cross entropy of a model with fresh weights against that of even scores, in nats. 0.04.
 FRESH_NATS = 0.5
+# A loss in float32 against its definition in float64: sums of some hundred terms of size 6. 1e-6.
+LOSS_ABS = 1e-4
+SUM_RELATIVE = 1e-5

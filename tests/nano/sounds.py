@@ -16,11 +16,11 @@ class SeededSounds:
     def __init__(self, count: int, codes: int | None = None) -> None:
         self.count, self.length = count, codes
 
-    def question(self, dialogue: Any, turn: int, *, noisy: bool) -> Any:
-        random = np.random.default_rng(zlib.crc32(dialogue.turns[turn].text.encode()) + noisy)
+    def question(self, dialogue: Any, turn: int, take: int) -> Any:
+        random = np.random.default_rng([zlib.crc32(dialogue.turns[turn].text.encode()), take])
         samples = int(RATE_HZ * random.uniform(0.5, 1.5))
         tone = np.sin(2 * np.pi * random.uniform(200, 2000) * np.arange(samples) / RATE_HZ)
-        return (0.2 * tone + (0.05 if noisy else 0.01) * random.standard_normal(samples)).astype(np.float32)
+        return (0.2 * tone + 0.02 * random.standard_normal(samples)).astype(np.float32)
 
     def reply(self, text: str) -> Any:
         random = np.random.default_rng(zlib.crc32(text.encode()))

@@ -95,7 +95,7 @@ def device_reply(bundle: Path, corpus: Corpus, item: Item, sequence: Sequence, p
     generation = edge_sdk.GenerationConfig(do_sample=False, max_new_tokens=400)
     with edge_sdk.Chat(bundle, speech=speech, generation=generation) as chat:
         chat.configure(system=system_words(item.dialogue.system, speech), tools=list(item.dialogue.tools))
-        chat.edit(turns(chat, item, corpus.sounds if speech else None, False))
+        chat.edit(turns(chat, item, corpus.sounds if speech else None))
         return chat.send(), prompts[0]
 
 

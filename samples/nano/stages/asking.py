@@ -46,7 +46,6 @@ def ask(
     *,
     speech: bool,
     sounds: Sounds | None = None,
-    noisy: bool = False,
     most_ids: int = 160,
 ) -> Iterator[Answered]:
     """Greedy answers to each item's conversation as it was meant to go, the last turn left to the model.
@@ -60,18 +59,18 @@ def ask(
     with edge_sdk.Chat(bundle, speech=speech, generation=greedy) as chat:
         for item in items:
             chat.configure(system=system_words(item.dialogue.system, speech), tools=list(item.dialogue.tools))
-            chat.edit(turns(chat, item, sounds, noisy))
+            chat.edit(turns(chat, item, sounds))
             reply = chat.send()
             result = checker.score(item.dialogue, item.number, reply.text, reply.tool_calls)
             yield Answered(item, reply.text, result.success, result.reason)
 
 
-def turns(chat: edge_sdk.Chat, item: Item, sounds: Sounds | None, noisy: bool) -> list[HistoryTurn]:
+def turns(chat: edge_sdk.Chat, item: Item, sounds: Sounds | None) -> list[HistoryTurn]:
     """The conversation up to the item, its questions encoded by the model that is asked."""
     out = []
     for n, turn in enumerate(item.dialogue.turns[: item.number]):
         spoken = turn.role == "user" and sounds is not None
-        pcm = sounds.question(item.dialogue, n, noisy=noisy) if spoken and sounds is not None else None
+        pcm = sounds.question(item.dialogue, n, 0) if spoken and sounds is not None else None
         clip = None if pcm is None else Clip.of(chat.encode(pcm, INPUT_RATE_HZ), len(pcm) / INPUT_RATE_HZ)
         out.append(history(turn, clip))
     return out

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Protocol
+
+import numpy as np
 
 from edge_sdk.errors import Error
 from samples.nano.model import batch as batches
@@ -20,8 +23,9 @@ NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of s
 class Sounds(Protocol):
     """What was rendered and encoded. A turn that is not there is text, a reply that is not there is left out."""
 
-    def question(self, dialogue: Dialogue, turn: int, *, noisy: bool) -> Array | None:
-        """PCM float32 [n], 16 kHz, of a user's turn."""
+    def question(self, dialogue: Dialogue, turn: int, take: int) -> Array | None:
+        """PCM float32 [n], 16 kHz, of a user's turn: somebody, somewhere. Another take is another voice and place; any
+        number is one."""
 
     def reply(self, text: str) -> Array | None:
         """Speech codes int [T25]."""
@@ -60,18 +64,18 @@ class Corpus:
         """Whether it can be trained on: what it says has codes (or there is no sound at all)."""
         return self.sounds is None or not item.turn.text or self.sounds.reply(item.turn.text) is not None
 
-    def heard(self, item: Item, *, noisy: bool = False) -> dict[int, Heard]:
+    def heard(self, item: Item, take: int = 0) -> dict[int, Heard]:
         """The user's turns before it that are sound."""
         if self.sounds is None:
             return {}
         out = {}
         for n, turn in enumerate(item.dialogue.turns[: item.number]):
-            pcm = self.sounds.question(item.dialogue, n, noisy=noisy) if turn.role == "user" else None
+            pcm = self.sounds.question(item.dialogue, n, take) if turn.role == "user" else None
             if pcm is not None:
                 out[n] = Heard.of(pcm, self.prompter.model)
         return out
 
-    def spoken(self, item: Item, reply: Item | None = None, *, noisy: bool = False) -> batches.Sequence:
+    def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0) -> batches.Sequence:
         """In text and speech.
 
         Args:
@@ -82,7 +86,7 @@ class Corpus:
         if reply is not None:
             dialogue = with_reply(dialogue, number, reply.turn)
         codes = self.sounds.reply(given.turn.text) if self.sounds is not None and given.turn.text else None
-        return spoken(self.prompter, dialogue, number, self.heard(item, noisy=noisy), codes, self.layout)
+        return spoken(self.prompter, dialogue, number, self.heard(item, take), codes, self.layout)
 
     def written(self, item: Item, prompt_weight: float) -> batches.Sequence:
         return written(self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight)
@@ -99,24 +103,44 @@ def draw(items: Sequence[Item], size: int, random: Random) -> list[Item]:
     return [items[first + random.randrange(span)] for _ in range(size)]
 
 
-def text_batches(corpus: Corpus, size: int, seed: int, prompt_weight: float) -> Callable[[int], Batch]:
-    """Batches of replies in text alone, by step."""
+def story_sequences(prompter: Prompter, path: Path) -> list[batches.Sequence]:
+    """Running text, one a line: every id of it counts, and nothing stands before it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise Error(f"cannot read '{path}': {e.strerror}; run python -m samples.nano texts first") from e
+    eos = prompter.model.text_ids.eos[0]
+    ids = (np.array([*prompter.tokenizer.encode_plain(line), eos], np.int64) for line in lines if line)
+    return [batches.Sequence(line[:1], line[1:]) for line in ids if len(line) > 1]
+
+
+def text_batches(
+    corpus: Corpus,
+    size: int,
+    seed: int,
+    prompt_weight: float,
+    *,
+    stories: Sequence[batches.Sequence] = (),
+    story_share: float = 0.0,
+) -> Callable[[int], Batch]:
+    """Batches of replies in text alone, and running text, by step."""
 
     def at(step: int) -> Batch:
-        chosen = draw(corpus.items, size, Random(f"{seed}/text/{step}"))
-        return batches.collate([corpus.written(item, prompt_weight) for item in chosen], corpus.prompter.model)
+        random = Random(f"{seed}/text/{step}")
+        made = [
+            random.choice(stories) if stories and random.random() < story_share else corpus.written(item, prompt_weight)
+            for item in draw(corpus.items, size, random)
+        ]
+        return batches.collate(made, corpus.prompter.model)
 
     return at
 
 
-def speech_batches(
-    corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0, noisy_share: float = 0.5
-) -> Callable[[int], Batch]:
+def speech_batches(corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0) -> Callable[[int], Batch]:
     """Batches of spoken replies.
 
     Args:
         text_share: of the sequences, those that stay text alone.
-        noisy_share: of the spoken ones, those whose questions have noise and a room.
     """
 
     def at(step: int) -> Batch:
@@ -124,7 +148,7 @@ def speech_batches(
         made = [
             corpus.written(item, 0.0)
             if random.random() < text_share
-            else corpus.spoken(item, noisy=random.random() < noisy_share)
+            else corpus.spoken(item, take=random.randrange(1 << 16))
             for item in draw(corpus.items, size, random)
         ]
         return batches.collate(made, corpus.prompter.model)

@@ -25,6 +25,9 @@ class TokenScores:
         """Cross entropy in nats, weighted."""
         return -(self.log_probs * self.weights).sum() / self.weights.sum().clamp_min(1e-6)
 
+    def share_right(self) -> Tensor:
+        return self.right.float().mean()
+
     def by_sequence(self, count: int) -> Tensor:
         """Weighted sums [count]."""
         sums = torch.zeros(count, device=self.log_probs.device)
@@ -50,21 +53,24 @@ def of_targets(logits_of: object, rows: Tensor, targets: Tensor, weights: Tensor
     return TokenScores(log_probs, weights[sequence, at], sequence, logits.detach().argmax(dim=1) == wanted)
 
 
-def cross_entropy(model: LanguageHalf, batch: Batch, speech_share: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+def text_cross_entropy(model: LanguageHalf, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """(what to minimise, numbers for the log): the text's alone; the speech head is left out."""
+    text = of_targets(model.text_logits, model.hidden(batch), batch.text_target, batch.text_weight)
+    return text.mean(), {"text_right": text.share_right()}
+
+
+def cross_entropy(model: LanguageHalf, batch: Batch, speech_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
     """(what to minimise, numbers for the log): text + speech_share * speech."""
     text, speech = score(model, batch)
-    loss = text.mean()
-    numbers = {"text": float(loss.detach()), "text_right": float(text.right.float().mean())}
-    if speech is not None:
-        extra = speech.mean()
-        loss = loss + speech_share * extra
-        numbers |= {"speech": float(extra.detach()), "speech_right": float(speech.right.float().mean())}
-    return loss, numbers
+    numbers = {"text": text.mean(), "text_right": text.share_right()}
+    numbers["speech"] = torch.zeros_like(numbers["text"]) if speech is None else speech.mean()
+    numbers["speech_right"] = torch.zeros_like(numbers["text"]) if speech is None else speech.share_right()
+    return numbers["text"] + speech_share * numbers["speech"], numbers
 
 
 def preference(
-    model: LanguageHalf, reference: LanguageHalf, batch: Batch, *, beta: float, speech_share: float, sft_share: float
-) -> tuple[Tensor, dict[str, float]]:
+    model: LanguageHalf, batch: Batch, *, reference: LanguageHalf, beta: float, speech_share: float, sft_share: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO over a batch whose even sequences are the chosen replies and whose odd ones are the rejected.
 
     A reply's log probability is the sum over its text ids and, times `speech_share`, over its speech ids. `sft_share`
@@ -78,9 +84,9 @@ def preference(
     margin = beta * (gained[0::2] - gained[1::2])
     loss = -functional.logsigmoid(margin).mean() + sft_share * chosen
     return loss, {
-        "margin": float(margin.detach().mean()),
-        "preferred": float((margin.detach() > 0).float().mean()),
-        "chosen": float(chosen.detach()),
+        "margin": margin.mean(),
+        "preferred": (margin > 0).float().mean(),
+        "chosen": chosen,
     }
 
 

@@ -2,7 +2,7 @@
 
 The report's tasks that a grammar can make, each with its share of the pairs:
 
-    noise          the question has noise and a room; rejected is the reply to other values, as if it was misheard
+    noise          people, rooms and noises of the rendering; rejected is the reply to other values, as if misheard
     instructions   the system prompt asks for something; rejected is a reply to the same request without that prompt
     calls          a tool is to be called; rejected is another call, or a reply that calls nothing
 
@@ -83,8 +83,8 @@ def preference_batches(corpus: Corpus, pairs: int, seed: int, shares: Mapping[st
         made = []
         for _ in range(pairs):
             chosen, rejected = found.draw(shares, random)
-            noisy = kind(chosen) == "noise"
-            made += [corpus.spoken(chosen, noisy=noisy), corpus.spoken(chosen, rejected, noisy=noisy)]
+            take = random.randrange(1 << 16)
+            made += [corpus.spoken(chosen, take=take), corpus.spoken(chosen, rejected, take=take)]
         return batches.collate(made, corpus.prompter.model)
 
     return at
