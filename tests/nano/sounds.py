@@ -11,16 +11,19 @@ RATE_HZ = 16000
 
 
 class SeededSounds:
-    """Questions are noise of a length and colour that their text tells, replies random codes."""
+    """A question is a tone of a pitch and length that its text tells; another take has another noise. Replies are random
+    codes."""
 
     def __init__(self, count: int, codes: int | None = None) -> None:
         self.count, self.length = count, codes
 
     def question(self, dialogue: Any, turn: int, take: int) -> Any:
-        random = np.random.default_rng([zlib.crc32(dialogue.turns[turn].text.encode()), take])
+        text = zlib.crc32(dialogue.turns[turn].text.encode())
+        random = np.random.default_rng(text)
         samples = int(RATE_HZ * random.uniform(0.5, 1.5))
         tone = np.sin(2 * np.pi * random.uniform(200, 2000) * np.arange(samples) / RATE_HZ)
-        return (0.2 * tone + 0.02 * random.standard_normal(samples)).astype(np.float32)
+        noise = np.random.default_rng([text, take]).standard_normal(samples)
+        return (0.2 * tone + 0.02 * noise).astype(np.float32)
 
     def reply(self, text: str) -> Any:
         random = np.random.default_rng(zlib.crc32(text.encode()))

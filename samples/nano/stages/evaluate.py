@@ -4,7 +4,8 @@ Each checkpoint is exported and asked through edge_sdk.Chat, greedily; answers a
 
     text     questions of ordinary text (plain_held_out), in text alone: what the backbone knew before it spoke
     domain   held-out dialogues, in text alone
-    spoken   the same dialogues, questions and answers spoken; noisy: with noise and a room
+    spoken   the same dialogues, questions and answers spoken, as `render` draws people, rooms and noises
+    noisy    the same at one level of noise: render --set users --split held_out --snr 5 --out WORK/speech-noisy
     nats     cross entropy of the ordinary text's answers, a token
 """
 
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from edge_sdk.errors import Error
-from samples.nano.stages.asking import ask, exported
+from samples.nano.stages.asking import Answered, ask, exported
 from samples.nano.stages.data import Item, Sounds
 from samples.nano.stages.examples import Prompter, written
 from samples.nano.texts.store import read_dialogues
@@ -40,33 +41,33 @@ def run(options: argparse.Namespace) -> int:
     names = options.checkpoints or [name for name in STAGES if (options.work / name / "config.json").is_file()]
     if not names:
         raise Error(f"'{options.work}' has none of the checkpoints {', '.join(STAGES)}")
-    sounds = None if options.no_sound else open_sounds(options.work)
+    sounds = {} if options.no_sound else open_sounds(options.work)
     table = {name: measure(options.work / name, options.work / "texts", options.count, sounds) for name in names}
     (options.work / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(table) if options.json else readable(table))
     return 0
 
 
-def open_sounds(work: Path) -> Sounds:
+def open_sounds(work: Path) -> dict[str, Sounds]:
+    """Held-out questions by column; those at one noise level only where they were rendered."""
     from samples.nano.stages.sources import RenderedSounds
 
-    return RenderedSounds(work, "held_out")
+    folders = {"spoken": work / "speech" / "users", "noisy": work / "speech-noisy" / "users"}
+    return {
+        name: RenderedSounds(folder, "held_out", {})
+        for name, folder in folders.items()
+        if name == "spoken" or folder.is_dir()
+    }
 
 
-def measure(checkpoint: Path, texts: Path, count: int, sounds: Sounds | None) -> dict[str, float]:
+def measure(checkpoint: Path, texts: Path, count: int, sounds: Mapping[str, Sounds]) -> dict[str, float]:
     """A row of the table: shares from 0 to 1, nats."""
     plain = items(texts / "plain_held_out.jsonl", count)
     domain = items(texts / "held_out.jsonl", count)
     with exported(checkpoint) as bundle:
-        row = {
-            "text": share(ask(bundle, plain, speech=False)),
-            "domain": share(ask(bundle, domain, speech=False)),
-        }
-        if sounds is not None:
-            row["spoken"] = share(ask(bundle, domain, speech=True, sounds=sounds))
-            row["noisy"] = share(ask(bundle, domain, speech=True, sounds=sounds, noisy=True))
-    row["nats"] = nats(checkpoint, plain)
-    return row
+        row = {"text": share(ask(bundle, plain, speech=False)), "domain": share(ask(bundle, domain, speech=False))}
+        row |= {name: share(ask(bundle, domain, speech=True, sounds=heard)) for name, heard in sounds.items()}
+    return {**row, "nats": nats(checkpoint, plain)}
 
 
 def items(path: Path, count: int) -> list[Item]:
@@ -75,8 +76,8 @@ def items(path: Path, count: int) -> list[Item]:
     return [item for item, _ in zip(found, range(count), strict=False)]
 
 
-def share(answers: object) -> float:
-    judged = [answer.success for answer in answers]  # type: ignore[attr-defined]
+def share(answers: Iterable[Answered]) -> float:
+    judged = [answer.success for answer in answers]
     return sum(judged) / max(1, len(judged))
 
 

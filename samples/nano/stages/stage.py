@@ -85,9 +85,10 @@ def corpus_of(
 
 def sounds_of(options: argparse.Namespace) -> Sounds:
     """What `render` and `encode` made of the training texts."""
+    from samples.nano.codec.encode import reply_codes
     from samples.nano.stages.sources import RenderedSounds
 
-    return RenderedSounds(options.work, "train")
+    return RenderedSounds(options.work / "speech" / "users", "train", reply_codes(options.work, options.settings))
 
 
 def batch_of(options: argparse.Namespace, stage: Stage) -> int:
