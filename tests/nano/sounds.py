@@ -11,18 +11,21 @@ RATE_HZ = 16000
 
 
 class SeededSounds:
-    """A question is a tone of a pitch and length that its text tells; another take has another noise. Replies are random
-    codes."""
+    """A question is a tone of a pitch and length that its text tells; another take has another noise.
+    A reply is random codes.
+    """
 
     def __init__(self, count: int, codes: int | None = None) -> None:
         self.count, self.length = count, codes
 
-    def question(self, dialogue: Any, turn: int, take: int) -> Any:
-        text = zlib.crc32(dialogue.turns[turn].text.encode())
-        random = np.random.default_rng(text)
+    takes = 3
+
+    def question(self, text: str, take: int) -> Any:
+        seed = zlib.crc32(text.encode())
+        random = np.random.default_rng(seed)
         samples = int(RATE_HZ * random.uniform(0.5, 1.5))
         tone = np.sin(2 * np.pi * random.uniform(200, 2000) * np.arange(samples) / RATE_HZ)
-        noise = np.random.default_rng([text, take]).standard_normal(samples)
+        noise = np.random.default_rng([seed, take]).standard_normal(samples)
         return (0.2 * tone + 0.02 * noise).astype(np.float32)
 
     def reply(self, text: str) -> Any:

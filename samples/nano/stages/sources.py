@@ -10,7 +10,6 @@ import numpy as np
 
 from edge_sdk.errors import Error
 from samples.nano.model.batch import Array
-from samples.nano.texts.dialogues import Dialogue
 from samples.nano.voices.shards import read_clips
 
 FULL_SCALE = 32768  # of int16
@@ -29,15 +28,16 @@ class RenderedSounds:
 
     def __init__(self, users: Path, split: str, codes: Mapping[str, Array]) -> None:
         self.codes = codes
-        self.takes: dict[str, list[Array]] = defaultdict(list)
+        self.clips: dict[str, list[Array]] = defaultdict(list)
         for clip in read_clips(users):
             if clip.asked["split"] == split:
-                self.takes[clip.text].append(np.rint(clip.spoken.pcm * FULL_SCALE).astype(np.int16))
+                self.clips[clip.text].append(np.rint(clip.spoken.pcm * FULL_SCALE).astype(np.int16))
+        self.takes = max(map(len, self.clips.values()), default=0)
         if not self.takes:
             raise Error(f"'{users}' has no question of the split {split}: run python -m samples.nano render")
 
-    def question(self, dialogue: Dialogue, turn: int, take: int) -> Array | None:
-        found = self.takes.get(dialogue.turns[turn].text)
+    def question(self, text: str, take: int) -> Array | None:
+        found = self.clips.get(text)
         if not found:
             return None
         pcm: Array = found[take % len(found)].astype(np.float32) / FULL_SCALE

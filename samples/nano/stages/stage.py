@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from edge_sdk.errors import Error
+from edge_sdk.export.checkpoint import read_json
+from edge_sdk.files import write_file
 from samples.nano import training
 from samples.nano.model.batch import Batch
 from samples.nano.model.checkpoint import Loaded, load, save
@@ -25,6 +29,7 @@ BACKBONE = ("language_model.",)
 # What stands between sound and backbone, and between backbone and codes: all that pre-alignment trains.
 ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
 ALL = ("",)
+_FREE = ("minutes", "device", "steps", "learning_rate")  # may change; of the last two the trainer keeps its own record
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,35 @@ def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
     return loaded
 
 
+def pin(folder: Path, loaded: Loaded, options: argparse.Namespace) -> None:
+    """Keep what a run was begun with in its folder: a run is only taken up with the same weights and options.
+
+    Raises:
+        Error: it was begun with others; says which.
+    """
+    given = {key: value for key, value in vars(options).items() if isinstance(value, (int, float, str, type(None)))}
+    now = {key: value for key, value in given.items() if key not in _FREE} | {"source": digest(loaded.folder)}
+    path = folder / "begun.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(now, indent=1) + "\n").encode())
+        return
+    before = read_json(path)
+    other = [key for key in now if before.get(key) != now[key]]
+    if other:
+        told = ", ".join(key.replace("_", "-") for key in other)
+        raise Error(f"'{folder}' was begun with another {told}; give another --output, or remove it to begin anew")
+
+
+def digest(checkpoint: Path) -> str:
+    """Of a checkpoint's weights."""
+    found = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
 def train(
     options: argparse.Namespace, stage: Stage, loaded: Loaded, batches: Callable[[int], Batch], loss: Loss
 ) -> int:
@@ -129,12 +163,14 @@ def train(
     output = options.output or options.work / stage.name
     if output.exists():
         raise Error(f"'{output}' is there already; remove it to train the stage again, or give another --output")
+    folder = output.with_name(f"{output.name}.training")
+    pin(folder, loaded, options)
     done = training.train(
         loaded.model,
         loss,
         batches,
         schedule_of(options, stage),
-        output.with_name(f"{output.name}.training"),
+        folder,
         minutes=options.minutes,
         seed=options.settings.seed,
         device=options.device,
