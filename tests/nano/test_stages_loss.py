@@ -164,3 +164,15 @@ def test_the_sum_over_sequences(model: Any, corpus: Corpus) -> None:
 def test_settings_of_every_preset(tmp_path: Path) -> None:
     for stage in (text, prealign, cocktail1, cocktail2, dpo):
         assert set(stage.STAGE.schedules) == set(stage.STAGE.batch) == {"nano", "tiny"}
+
+
+def test_half_precision_takes_the_same_way(model: Any, corpus: Corpus) -> None:
+    """A GPU's run is under bfloat16 autocast: every type on the way fits, and the loss is the same but for rounding."""
+    batch = speech_batches(corpus, 2, 1)(0)
+    expected = cross_entropy(model, batch)[0].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = cross_entropy(model, batch)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert abs(loss.item() - expected) < tolerances.HALF_LOSS_RELATIVE * expected
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())

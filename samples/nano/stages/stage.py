@@ -40,7 +40,8 @@ class Stage:
         name: the folder of its result in the work folder.
         source: the folder of the checkpoint it begins with.
         trains: beginnings of the names of the weights that move; the rest is frozen.
-        schedules: by preset. The numbers are ours, to be tuned: none is the report's.
+        schedules: by preset; one that is not there takes nano's. The numbers are ours, to be tuned: none is the
+            report's.
         batch: sequences of one step, by preset.
     """
 
@@ -97,11 +98,11 @@ def sounds_of(options: argparse.Namespace) -> Sounds:
 
 
 def batch_of(options: argparse.Namespace, stage: Stage) -> int:
-    return options.batch or stage.batch[options.preset]
+    return options.batch or stage.batch.get(options.preset, stage.batch["nano"])
 
 
 def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
-    schedule = stage.schedules[options.preset]
+    schedule = stage.schedules.get(options.preset, stage.schedules["nano"])
     if options.steps is not None:
         schedule = replace(schedule, steps=options.steps, warmup_steps=min(schedule.warmup_steps, options.steps // 10))
     if options.learning_rate is not None:
