@@ -32,3 +32,7 @@ class SeededSounds:
         random = np.random.default_rng(zlib.crc32(text.encode()))
         length = self.length or 2 + 2 * len(text)
         return random.integers(0, self.count, length)
+
+    def starts_s(self, text: str) -> Any:
+        """A word every 0.7 s."""
+        return [0.7 * n for n in range(len(text.split()))]

@@ -30,6 +30,7 @@ from samples.nano.stages.examples import Layout, Prompter, system_words
 from samples.nano.stages.pairs import KINDS, Pairs, kind, preference_batches, wrong
 from samples.nano.texts import checker
 from samples.nano.texts.dialogues import Dialogue, dialogues
+from samples.nano.texts.grid import word_steps, words_of
 from tests.nano.sounds import SeededSounds
 
 DIALOGUES = list(dialogues(1, 120, "train"))
@@ -147,6 +148,25 @@ def test_text_longer_than_its_speech(loaded: Loaded) -> None:
     sequence = longer.spoken(longer.items[0])
     assert (sequence.text_weight[sequence.text_ids == ids.sil] == 0.25).all()
     assert (sequence.text_ids == ids.sil).sum() == 41 - len(said)
+
+
+def test_text_that_goes_with_the_words(loaded: Loaded) -> None:
+    """Each word stands where the grid says, nothing is lost, and speech is as long as before."""
+    prompter, ids = Prompter(loaded.folder, loaded.config), loaded.config.text_ids
+    sounds = SeededSounds(TINY.codec.codes, codes=200)
+    dialogue = next(d for d in DIALOGUES if len(d.turns) == 2 and len(d.turns[1].text.split()) > 3)
+    corpora = [Corpus(prompter, [dialogue], sounds, Layout(lead_steps=2, by_words=b)) for b in (False, True)]
+    first, second = (corpus.spoken(corpus.items[0]) for corpus in corpora)
+    assert np.array_equal(first.groups, second.groups)
+    kept = second.text_ids[second.text_ids != ids.sil]
+    assert kept.tolist() == first.text_ids[first.text_ids != ids.sil].tolist()
+    said, _ = prompter.reply_ids(dialogue.turns[1])
+    words = words_of([prompter.tokenizer.decode([i]) for i in said])
+    steps = word_steps(words, [0.4 + s for s in sounds.starts_s(dialogue.turns[1].text)])
+    at = np.flatnonzero(second.text_ids != ids.sil)[1 : 1 + len(said)] - 1
+    beginnings = [n for n in range(len(words)) if n == 0 or words[n] != words[n - 1]]
+    assert (at >= steps).all()
+    assert any(at[n] == steps[n] > n for n in beginnings)  # it waits for its word
 
 
 def test_batches_are_told_by_seed_and_step(corpus: Corpus) -> None:

@@ -43,6 +43,17 @@ def test_every_take_of_a_split(tmp_path: Path) -> None:
     assert sounds.reply("Yes.") is sounds.codes["Yes."]
 
 
+def test_when_words_begin(tmp_path: Path) -> None:
+    (tmp_path / "replies").mkdir()
+    spoken = [Spoken(np.zeros(960, np.float32), 24000, np.zeros(3, np.float32), (0.0, 0.25))]
+    write_shard(tmp_path / "replies", 0, "asked", [Job("It is.", "train")], spoken)
+    (tmp_path / "replies" / "manifest.json").write_text(json.dumps({"shards": 1}))
+    rendered(tmp_path / "users", [Job("one", "train")])
+    sounds = RenderedSounds(tmp_path / "users", "train", {}, tmp_path / "replies")
+    assert sounds.starts_s("It is.") == (0.0, 0.25)
+    assert sounds.starts_s("It is not.") == ()
+
+
 def test_a_split_that_was_not_rendered(tmp_path: Path) -> None:
     rendered(tmp_path / "users", [Job("one", "train")])
     with pytest.raises(Error, match="has no question of the split held_out"):

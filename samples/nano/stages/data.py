@@ -35,6 +35,9 @@ class Sounds(Protocol):
     def reply(self, text: str) -> Array | None:
         """Speech codes int [T25]."""
 
+    def starts_s(self, text: str) -> Sequence[float]:
+        """When each word of a reply begins, seconds; empty where it is not known."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -100,8 +103,11 @@ class Corpus:
         dialogue, number = item.dialogue, item.number
         if reply is not None:
             dialogue = with_reply(dialogue, number, reply.turn)
-        codes = self.sounds.reply(given.turn.text) if self.sounds is not None and given.turn.text else None
-        return spoken(self.prompter, dialogue, number, self.heard(item, take), codes, self.layout)
+        text, heard = given.turn.text, self.heard(item, take)
+        if self.sounds is None or not text:
+            return spoken(self.prompter, dialogue, number, heard, None, self.layout)
+        codes, starts_s = self.sounds.reply(text), self.sounds.starts_s(text)
+        return spoken(self.prompter, dialogue, number, heard, codes, self.layout, starts_s)
 
     def written(self, item: Item, prompt_weight: float) -> batches.Sequence:
         return written(self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight)

@@ -13,6 +13,7 @@ and the next pick: all are taught to be the codec's pad id, so that the device's
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from edge_sdk.tokenizer import Tokenizer
 from edge_sdk.tools import CLOSE, OPEN
 from samples.nano.model.batch import Array, Sequence
 from samples.nano.texts.dialogues import Dialogue, Turn
-from samples.nano.texts.grid import align
+from samples.nano.texts.grid import align, word_steps, words_of
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class Layout:
 
     Args:
         lead_steps: silent steps before the first code: text the head has seen when speech begins.
+        by_words: an id stands a little before its word is heard; else all text stands in front, as upstream has it.
         sil_weight: of the text head's padding; at 1 it would be most of what is learned.
         idle_weight: of the picks that are never returned.
     """
 
     lead_steps: int = 0
+    by_words: bool = False
     sil_weight: float = 0.1
     idle_weight: float = 0.1
 
@@ -144,14 +147,17 @@ def spoken(
     heard: Mapping[int, Heard],
     codes: Array | None,
     layout: Layout,
+    starts_s: Items[float] = (),
 ) -> Sequence:
     """A reply in text and speech.
 
     Args:
         codes: int [T25] of the reply's sound; None where nothing is said (a tool call alone).
+        starts_s: when each of its words begins, for a layout by words; none where it is not known.
     """
     said, calls = prompter.reply_ids(dialogue.turns[turn])
-    text, groups, weights = reply_grid(prompter.model, said, calls, codes, layout)
+    steps = first_steps(prompter, said, starts_s, layout) if layout.by_words and len(starts_s) else None
+    text, groups, weights = reply_grid(prompter.model, said, calls, codes, layout, steps)
     return Sequence(
         prompt_ids=prompter.prompt(dialogue, turn, heard, speech=True),
         text_ids=text,
@@ -167,10 +173,26 @@ def clips(heard: Mapping[int, Heard]) -> dict[str, Any]:
     return {"mels": tuple(h.mel for h in ordered), "placeholders": tuple(h.placeholders for h in ordered)}
 
 
+def first_steps(prompter: Prompter, said: Array, starts_s: Items[float], layout: Layout) -> list[int]:
+    """For `align`: the step before which each id of `said` does not stand."""
+    step_s = prompter.model.step_ms / 1000
+    words = words_of([prompter.tokenizer.decode([i]) for i in said.tolist()])
+    return word_steps(words, [layout.lead_steps * step_s + s for s in starts_s], step_s=step_s)
+
+
 def reply_grid(
-    model: ModelConfig, said: Array, calls: Array, codes: Array | None, layout: Layout
+    model: ModelConfig,
+    said: Array,
+    calls: Array,
+    codes: Array | None,
+    layout: Layout,
+    steps: list[int] | None = None,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Text ids [S], groups [S, G], and their weights in the loss, on the grid above."""
+    """Text ids [S], groups [S, G], and their weights in the loss, on the grid above.
+
+    Args:
+        steps: of each id of `said`, the one before which it does not stand, counted from the first that speaks.
+    """
     ids, speech, size = model.text_ids, model.speech_ids, model.group_size
     if ids.sil is None:
         raise Error("config.json has no sil_index: replies cannot be padded to the length of their speech")
@@ -178,7 +200,7 @@ def reply_grid(
         raise Error("a reply that says something has no speech codes")
     sound = np.zeros(0, np.int64) if codes is None or not len(said) else lengthen(codes, size, len(said), layout)
     n = len(sound) // size
-    words = align(said.tolist(), n, ids.sil)
+    words = align(said.tolist(), n, ids.sil, steps)
     text = np.concatenate([[ids.audio_bos], words, [ids.audio_eos], calls, [ids.eos[0]]]).astype(np.int64)
     groups = np.full((len(text), size), speech.pad, np.int64)
     groups[1 : 1 + n] = sound.reshape(n, size)

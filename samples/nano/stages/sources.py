@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,16 @@ class RenderedSounds:
     Args:
         users: the folder that `python -m samples.nano render` filled.
         codes: of the replies, by text.
+        replies: the folder of the rendered replies, where it matters when their words begin.
 
     Raises:
         Error: nothing was rendered, or nothing of this split.
     """
 
-    def __init__(self, users: Path, split: str, codes: Mapping[str, Array]) -> None:
+    def __init__(self, users: Path, split: str, codes: Mapping[str, Array], replies: Path | None = None) -> None:
         self.codes = codes
+        told = read_clips(replies, check=False) if replies else ()
+        self.starts = {clip.text: clip.spoken.word_starts_s for clip in told}
         self.clips: dict[str, list[Array]] = defaultdict(list)
         for clip in read_clips(users):
             if clip.asked["split"] == split:
@@ -45,3 +48,6 @@ class RenderedSounds:
 
     def reply(self, text: str) -> Array | None:
         return self.codes.get(text)
+
+    def starts_s(self, text: str) -> Sequence[float]:
+        return self.starts.get(text, ())

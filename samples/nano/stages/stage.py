@@ -67,13 +67,14 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of stages that train speech."""
     layout = Layout()
     parser.add_argument("--lead-steps", type=int, default=layout.lead_steps, help="silent steps before a reply's sound")
+    parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
     parser.add_argument("--sil-weight", type=float, default=layout.sil_weight, help="of silence in the text's loss")
     parser.add_argument("--speech-share", type=float, default=1.0, help="of the speech loss, beside the text's 1")
     parser.add_argument("--text-share", type=float, default=0.0, help="of sequences that stay text alone")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
-    return Layout(lead_steps=options.lead_steps, sil_weight=options.sil_weight)
+    return Layout(options.lead_steps, options.align == "words", options.sil_weight)
 
 
 def source_of(options: argparse.Namespace, stage: Stage) -> Path:
@@ -94,7 +95,9 @@ def sounds_of(options: argparse.Namespace) -> Sounds:
     from samples.nano.codec.encode import reply_codes
     from samples.nano.stages.sources import RenderedSounds
 
-    return RenderedSounds(options.work / "speech" / "users", "train", reply_codes(options.work, options.settings))
+    speech = options.work / "speech"
+    codes = reply_codes(options.work, options.settings)
+    return RenderedSounds(speech / "users", "train", codes, speech / "replies" if options.align == "words" else None)
 
 
 def batch_of(options: argparse.Namespace, stage: Stage) -> int:
