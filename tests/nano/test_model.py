@@ -15,6 +15,7 @@ pytest.importorskip("safetensors", reason="the recipe needs safetensors")
 
 from edge_sdk.audio import load_audio
 from edge_sdk.errors import Error
+from edge_sdk.export.weights import CODEBOOK, ENCODER, HEAD
 from edge_sdk.mel import log_mel
 from samples.nano.model.batch import Batch, Sequence, activity, collate
 from samples.nano.model.checkpoint import Loaded, load, save
@@ -157,6 +158,29 @@ def test_round_trip_of_tied_tables(tmp_path: Path) -> None:
     assert again.model.language_model.lm_head.weight is again.model.language_model.model.embed_tokens.weight
     save(again, tmp_path / "b")
     assert tiny.read_shard(tmp_path / "b" / "model.safetensors") == tiny.read_shard(source / "model.safetensors")
+
+
+def test_a_table_that_is_stored_twice(tmp_path: Path) -> None:
+    """A writer that keeps shared tensors stores the codebook as the head's table too: both follow the training.
+
+    What the computation never reads stays as it was.
+    """
+    source = tiny.write(tmp_path / "a")
+    tokens = tiny.zeros("F32", 2, tiny.SPEC.text.hidden)
+
+    def store_more(tensors: dict[str, Any]) -> None:
+        tensors[f"{HEAD}.lm_head.weight"] = tensors[CODEBOOK]
+        tensors[f"{ENCODER}.audio_bos_eos_token.weight"] = tokens
+
+    tiny.edit_tensors(source, store_more)
+    again = load(source)
+    with torch.no_grad():
+        again.model.audio_tower.embed_tokens.weight.add_(1.0)
+    save(again, tmp_path / "b")
+    before, after = (tiny.read_shard(folder / "model.safetensors") for folder in (source, tmp_path / "b"))
+    assert after[f"{HEAD}.lm_head.weight"] == after[CODEBOOK] != before[CODEBOOK]
+    assert after[f"{ENCODER}.audio_bos_eos_token.weight"] == tokens
+    assert set(after) == set(before)
 
 
 def test_the_golden_checkpoint_round_trips(loaded: Loaded, tmp_path: Path) -> None:
