@@ -77,7 +77,7 @@ def ask(bundle: Path, items: Sequence[Item], *, speech: bool, sounds: Sounds | N
         speech: the answer is spoken; else text alone is asked for.
         sounds: where the users' turns are sound; None: they are text.
     """
-    greedy = edge_sdk.GenerationConfig(do_sample=False, max_new_tokens=MOST_IDS)
+    greedy = edge_sdk.GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=MOST_IDS)
     chat = edge_sdk.Chat(bundle, speech=speech, generation=greedy, context_tokens=CONTEXT_TOKENS)
     with chat, quiet():
         for item in items:
