@@ -25,7 +25,7 @@ from samples.nano.stages.data import Corpus, speech_batches, text_batches
 from samples.nano.stages.examples import Layout, Prompter
 from samples.nano.stages.loss import cross_entropy, preference, score, text_cross_entropy
 from samples.nano.stages.pairs import KINDS, preference_batches
-from samples.nano.stages.stage import Stage, freeze
+from samples.nano.stages.stage import ALL, ENCODER, Stage, freeze
 from samples.nano.texts.dialogues import dialogues
 from tests import tolerances
 from tests.nano.sounds import SeededSounds
@@ -139,6 +139,15 @@ def test_what_a_stage_moves(model: Any, corpus: Corpus, stage: Stage) -> None:
     optimizer.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != name.startswith(stage.trains), name
+
+
+def test_whispers_encoder_can_stay(model: Any, corpus: Corpus) -> None:
+    freeze(model, ALL, ENCODER)
+    cross_entropy(model, speech_batches(corpus, 2, 1)(0))[0].backward()
+    still = {name for name, p in model.named_parameters() if p.grad is None}
+    tower = {name for name, _ in model.named_parameters() if name.startswith("continuous_audio_tower.")}
+    assert tower - still == {"continuous_audio_tower.proj.weight", "continuous_audio_tower.proj.bias"}
+    assert still < tower
 
 
 def test_freezing_all_is_refused(model: Any) -> None:

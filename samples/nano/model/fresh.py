@@ -16,6 +16,8 @@ from torch import nn
 
 from edge_sdk.config import ModelConfig
 from edge_sdk.errors import Error
+from edge_sdk.export.checkpoint import read_json
+from edge_sdk.export.model_config import read_language_config
 from edge_sdk.export.random_checkpoint.language_config import write_configs
 from edge_sdk.export.random_checkpoint.specs import LanguageSpec
 from edge_sdk.export.random_checkpoint.tokenizer import write_speech_tokenizer
@@ -23,6 +25,7 @@ from edge_sdk.export.random_checkpoint.writer import new_folder
 from edge_sdk.export.weights import language_weights
 from samples.nano.model.checkpoint import Loaded, write_tensors
 from samples.nano.model.language import LanguageHalf
+from samples.nano.model.whisper import load_into, read_tensors
 from samples.nano.settings import Settings
 
 EMBEDDING_STD = 0.5
@@ -52,8 +55,6 @@ def write_fresh(
         write_configs(folder, spec, "float32")
         loaded = draw(folder, seed)
         if whisper is not None:
-            from samples.nano.model.whisper import load_into, read_tensors
-
             load_into(loaded.model.continuous_audio_tower, read_tensors(whisper))
         state = loaded.model.state_dict()
         write_tensors(folder, {name: state[name] for name in loaded.types})
@@ -70,8 +71,6 @@ def draw(folder: Path, seed: int) -> Loaded:
 
 def read_config(folder: Path) -> tuple[ModelConfig, bool]:
     """(config, tied) of a folder that has no weights yet."""
-    from edge_sdk.export.model_config import read_language_config
-
     found = read_language_config(Settled(folder))  # type: ignore[arg-type]  # asks for JSON files alone
     return found.model, found.tied
 
@@ -83,8 +82,6 @@ class Settled:
         self.path = path
 
     def json(self, name: str, *, required: bool = True) -> dict[str, object]:
-        from edge_sdk.export.checkpoint import read_json
-
         return read_json(self.path / name, required=required)
 
 

@@ -29,6 +29,8 @@ BACKBONE = ("language_model.",)
 # What stands between sound and backbone, and between backbone and codes: all that pre-alignment trains.
 ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
 ALL = ("",)
+# What came from Whisper, which has heard more people than this recipe renders.
+ENCODER = tuple(f"continuous_audio_tower.{part}" for part in ("conv1.", "conv2.", "layers.", "ln_post."))
 _FREE = ("minutes", "device", "steps", "learning_rate")  # may change; of the last two the trainer keeps its own record
 
 
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
 def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of stages that train speech."""
     layout = Layout()
+    parser.add_argument("--encoder", choices=("train", "keep"), default="train", help="keep: it stays Whisper's")
     parser.add_argument("--lead-steps", type=int, default=layout.lead_steps, help="silent steps before a reply's sound")
     parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
     parser.add_argument("--sil-weight", type=float, default=layout.sil_weight, help="of silence in the text's loss")
@@ -113,11 +116,12 @@ def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
     return schedule
 
 
-def freeze(model: LanguageHalf, trains: tuple[str, ...]) -> int:
-    """Let only the weights whose names begin so move; returns how many values they have."""
+def freeze(model: LanguageHalf, trains: tuple[str, ...], keeps: tuple[str, ...] = ()) -> int:
+    """Let only the weights whose names begin as in `trains`, and not as in `keeps`, move; returns how many values they
+    have."""
     count = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(trains))
+        parameter.requires_grad_(name.startswith(trains) and not name.startswith(keeps))
         count += parameter.numel() if parameter.requires_grad else 0
     if not count:
         raise Error(f"no weight of this model begins with {' or '.join(trains)}")
@@ -127,7 +131,7 @@ def freeze(model: LanguageHalf, trains: tuple[str, ...]) -> int:
 def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
     """The checkpoint the stage begins with, all but `trains` frozen."""
     loaded = load(source_of(options, stage))
-    freeze(loaded.model, stage.trains)
+    freeze(loaded.model, stage.trains, ENCODER if getattr(options, "encoder", "") == "keep" else ())
     return loaded
 
 
