@@ -183,6 +183,18 @@ def test_batches_are_told_by_seed_and_step(corpus: Corpus) -> None:
     assert max(lengths) - min(lengths) < corpus.items[-1].size - corpus.items[0].size
 
 
+def test_what_a_batch_is_made_of(corpus: Corpus) -> None:
+    """All in text alone, all typed, all heard."""
+    batch = speech_batches(corpus, 4, 1, text_share=1.0)(0)
+    assert not batch.speech
+    batch = speech_batches(corpus, 4, 1, typed_share=1.0)(0)
+    assert batch.speech
+    assert not len(batch.audio_at)
+    batch = speech_batches(corpus, 4, 1)(0)
+    assert batch.speech
+    assert len(batch.audio_at)
+
+
 def test_what_is_rejected_is_wrong(corpus: Corpus) -> None:
     pairs, random = Pairs(corpus.items), Random(1)
     kinds = set()

@@ -93,17 +93,18 @@ class Corpus:
             self.mels[key] = Heard.of(pcm, self.prompter.model)
         return self.mels[key]
 
-    def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0) -> batches.Sequence:
+    def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0, typed: bool = False) -> batches.Sequence:
         """In text and speech.
 
         Args:
             reply: whose reply is given; its own if None.
+            typed: the questions are text though there is sound.
         """
         given = reply or item
         dialogue, number = item.dialogue, item.number
         if reply is not None:
             dialogue = with_reply(dialogue, number, reply.turn)
-        text, heard = given.turn.text, self.heard(item, take)
+        text, heard = given.turn.text, {} if typed else self.heard(item, take)
         if self.sounds is None or not text:
             return spoken(self.prompter, dialogue, number, heard, None, self.layout)
         codes, starts_s = self.sounds.reply(text), self.sounds.starts_s(text)
@@ -157,21 +158,26 @@ def text_batches(
     return at
 
 
-def speech_batches(corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0) -> Callable[[int], Batch]:
+def speech_batches(
+    corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0, typed_share: float = 0.0
+) -> Callable[[int], Batch]:
     """Batches of spoken replies.
 
     Args:
         text_share: of the sequences, those that stay text alone.
+        typed_share: of the others, those that answer text.
     """
 
     def at(step: int) -> Batch:
         random = Random(f"{seed}/speech/{step}")
-        made = [
-            corpus.written(item, 0.0)
-            if random.random() < text_share
-            else corpus.spoken(item, take=random.randrange(MOST_TAKES))
-            for item in draw(corpus.items, size, random)
-        ]
+        made = []
+        for item in draw(corpus.items, size, random):
+            text, typed, take = (
+                random.random() < text_share,
+                random.random() < typed_share,
+                random.randrange(MOST_TAKES),
+            )
+            made.append(corpus.written(item, 0.0) if text else corpus.spoken(item, take=take, typed=typed))
         return batches.collate(made, corpus.prompter.model)
 
     return at

@@ -13,6 +13,8 @@ from samples.nano.stages.loss import cross_entropy
 def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     stages.add_arguments(parser, stage)
     stages.add_speech_arguments(parser)
+    parser.add_argument("--text-share", type=float, default=0.0, help="of sequences that stay text alone")
+    parser.add_argument("--typed-share", type=float, default=0.1, help="of spoken replies that answer text")
 
 
 def run(options: argparse.Namespace, stage: stages.Stage) -> int:
@@ -23,5 +25,6 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         stages.batch_of(options, stage),
         options.settings.seed,
         text_share=options.text_share,
+        typed_share=options.typed_share,
     )
     return stages.train(options, stage, loaded, batches, partial(cross_entropy, speech_share=options.speech_share))

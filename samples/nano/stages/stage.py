@@ -73,7 +73,6 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
     parser.add_argument("--sil-weight", type=float, default=layout.sil_weight, help="of silence in the text's loss")
     parser.add_argument("--speech-share", type=float, default=1.0, help="of the speech loss, beside the text's 1")
-    parser.add_argument("--text-share", type=float, default=0.0, help="of sequences that stay text alone")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
