@@ -26,7 +26,8 @@ from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
 from samples.nano.stages.asking import turns
 from samples.nano.stages.data import Corpus, Item, draw, speech_batches, text_batches
-from samples.nano.stages.examples import Layout, Prompter, system_words
+from samples.nano.stages.examples import Prompter, system_words
+from samples.nano.stages.layout import Layout
 from samples.nano.stages.pairs import KINDS, Pairs, kind, preference_batches, wrong
 from samples.nano.texts import checker
 from samples.nano.texts.dialogues import Dialogue, dialogues

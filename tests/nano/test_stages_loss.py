@@ -22,7 +22,8 @@ from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
 from samples.nano.stages import cocktail1, cocktail2, dpo, prealign, text
 from samples.nano.stages.data import Corpus, speech_batches, text_batches
-from samples.nano.stages.examples import Layout, Prompter
+from samples.nano.stages.examples import Prompter
+from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import cross_entropy, preference, score, text_cross_entropy
 from samples.nano.stages.pairs import KINDS, preference_batches
 from samples.nano.stages.stage import ALL, ENCODER, Stage, freeze

@@ -14,7 +14,8 @@ import numpy as np
 from edge_sdk.errors import Error
 from samples.nano.model import batch as batches
 from samples.nano.model.batch import Array, Batch
-from samples.nano.stages.examples import Heard, Layout, Prompter, spoken, written
+from samples.nano.stages.examples import Heard, Prompter, spoken, written
+from samples.nano.stages.layout import Layout
 from samples.nano.texts.dialogues import Dialogue, Turn
 
 MOST_TAKES = 1 << 16

@@ -1,14 +1,4 @@
-"""A turn of a dialogue -> one training sequence, its prompt written by the SDK's own prompt code.
-
-The reply on the 5 Hz grid, as the device's loop makes it (docs/computation.md, One step):
-
-    step     0          1 ... n                     n + 1      n + 2 ...
-    text     audio_bos  words, then sil             audio_eos  tool calls, end of text
-    speech   idle       the reply's codes, G each   eos        idle
-
-n is as long as the longer of words and speech. An idle step's picks are never returned, but they enter the head's cache
-and the next pick: all are taught to be the codec's pad id, so that the device's idle steps are those of the training.
-"""
+"""A turn of a dialogue -> one training sequence, its prompt written by the SDK's own prompt code."""
 
 from __future__ import annotations
 
@@ -23,15 +13,14 @@ import numpy as np
 from edge_sdk.config import ModelConfig
 from edge_sdk.conversation import Conversation
 from edge_sdk.conversation import Turn as HistoryTurn
-from edge_sdk.errors import Error
 from edge_sdk.events import ToolCall
 from edge_sdk.mel import log_mel
 from edge_sdk.prompt import SYSTEM_SPEECH, SYSTEM_TEXT, Clip, Template, system_message
 from edge_sdk.tokenizer import Tokenizer
 from edge_sdk.tools import CLOSE, OPEN
 from samples.nano.model.batch import Array, Sequence
+from samples.nano.stages.layout import Layout, first_steps, reply_grid
 from samples.nano.texts.dialogues import Dialogue, Turn
-from samples.nano.texts.grid import align, word_steps, words_of
 
 
 @dataclass(frozen=True)
@@ -45,23 +34,6 @@ class Heard:
     def of(cls, pcm: Array, model: ModelConfig) -> Heard:
         """pcm float32 [n] at the mel's rate (16 kHz)."""
         return cls(log_mel(pcm, model.mel), model.placeholder_count(len(pcm)))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a reply lies on the grid, and what counts how much in the loss.
-
-    Args:
-        lead_steps: silent steps before the first code: text the head has seen when speech begins.
-        by_words: an id stands a little before its word is heard; else all text stands in front, as upstream has it.
-        sil_weight: of the text head's padding; at 1 it would be most of what is learned.
-        idle_weight: of the picks that are never returned.
-    """
-
-    lead_steps: int = 0
-    by_words: bool = False
-    sil_weight: float = 0.1
-    idle_weight: float = 0.1
 
 
 class Prompter:
@@ -95,6 +67,10 @@ class Prompter:
         if heard is None:
             return None
         return Clip.of(np.zeros((heard.placeholders, self.model.backbone.hidden_size), np.float32), 0.0)
+
+    def pieces(self, ids: Array) -> list[str]:
+        """The text of each id."""
+        return [self.tokenizer.decode([i]) for i in ids.tolist()]
 
     def reply_ids(self, turn: Turn) -> tuple[Array, Array]:
         """(ids of what is said, ids of the calls with their tags), int64."""
@@ -156,7 +132,9 @@ def spoken(
         starts_s: when each of its words begins, for a layout by words; none where it is not known.
     """
     said, calls = prompter.reply_ids(dialogue.turns[turn])
-    steps = first_steps(prompter, said, starts_s, layout) if layout.by_words and len(starts_s) else None
+    steps = None
+    if layout.by_words and len(starts_s):
+        steps = first_steps(prompter.model, prompter.pieces(said), starts_s, layout)
     text, groups, weights = reply_grid(prompter.model, said, calls, codes, layout, steps)
     return Sequence(
         prompt_ids=prompter.prompt(dialogue, turn, heard, speech=True),
@@ -171,48 +149,3 @@ def spoken(
 def clips(heard: Mapping[int, Heard]) -> dict[str, Any]:
     ordered = [heard[n] for n in sorted(heard)]
     return {"mels": tuple(h.mel for h in ordered), "placeholders": tuple(h.placeholders for h in ordered)}
-
-
-def first_steps(prompter: Prompter, said: Array, starts_s: Items[float], layout: Layout) -> list[int]:
-    """For `align`: the step before which each id of `said` does not stand."""
-    step_s = prompter.model.step_ms / 1000
-    words = words_of([prompter.tokenizer.decode([i]) for i in said.tolist()])
-    return word_steps(words, [layout.lead_steps * step_s + s for s in starts_s], step_s=step_s)
-
-
-def reply_grid(
-    model: ModelConfig,
-    said: Array,
-    calls: Array,
-    codes: Array | None,
-    layout: Layout,
-    steps: list[int] | None = None,
-) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Text ids [S], groups [S, G], and their weights in the loss, on the grid above.
-
-    Args:
-        steps: of each id of `said`, the one before which it does not stand, counted from the first that speaks.
-    """
-    ids, speech, size = model.text_ids, model.speech_ids, model.group_size
-    if ids.sil is None:
-        raise Error("config.json has no sil_index: replies cannot be padded to the length of their speech")
-    if len(said) and (codes is None or not len(codes)):
-        raise Error("a reply that says something has no speech codes")
-    sound = np.zeros(0, np.int64) if codes is None or not len(said) else lengthen(codes, size, len(said), layout)
-    n = len(sound) // size
-    words = align(said.tolist(), n, ids.sil, steps)
-    text = np.concatenate([[ids.audio_bos], words, [ids.audio_eos], calls, [ids.eos[0]]]).astype(np.int64)
-    groups = np.full((len(text), size), speech.pad, np.int64)
-    groups[1 : 1 + n] = sound.reshape(n, size)
-    groups[1 + n] = speech.eos
-    text_weight = np.where(text == ids.sil, layout.sil_weight, 1.0).astype(np.float32)
-    speech_weight = np.full(groups.shape, layout.idle_weight, np.float32)
-    speech_weight[1 : 2 + n] = 1.0
-    return text, groups, (text_weight, speech_weight)
-
-
-def lengthen(codes: Array, size: int, words: int, layout: Layout) -> Array:
-    """Whole groups, at least as many as words: a recording ends in silence, so its last code is silence's."""
-    codes = np.concatenate([np.full(layout.lead_steps * size, codes[-1]), codes]).astype(np.int64)
-    groups = max(words, -(-len(codes) // size))
-    return np.pad(codes, (0, groups * size - len(codes)), mode="edge")

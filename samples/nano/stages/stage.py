@@ -20,7 +20,8 @@ from samples.nano.model.checkpoint import Loaded, load, save
 from samples.nano.model.language import LanguageHalf
 from samples.nano.settings import Schedule
 from samples.nano.stages.data import Corpus, Sounds
-from samples.nano.stages.examples import Layout, Prompter
+from samples.nano.stages.examples import Prompter
+from samples.nano.stages.layout import Layout
 from samples.nano.texts.dialogues import Dialogue
 from samples.nano.texts.store import read_dialogues
 

@@ -7,7 +7,7 @@ import argparse
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
 from samples.nano.stages.data import story_sequences, text_batches
-from samples.nano.stages.examples import Layout
+from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import text_cross_entropy
 
 STAGE = stages.Stage(
