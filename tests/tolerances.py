@@ -178,3 +178,15 @@ SERVER_GROWTH_MB = 20.0
 SERVER_ODD_TURNS = 1
 # The same of a process that opened, spoke to and closed 60 chats after 60 others: 2 measured. A pair of caches is 3.
 CHATS_GROWTH_MB = 20.0
+
+# --- the training recipe (samples/nano) -------------------------------------------------------------------------------
+
+# Whisper's encoder over one window, PyTorch against CTranslate2, both float32 from float16 weights (norms). 2.3e-6.
+WHISPER_RELATIVE = 1e-5
+# Cross entropy of a model with fresh weights against that of even scores, in nats. 0.14.
+FRESH_NATS = 0.5
+# A loss in float32 against its definition in float64. 4e-7; DPO takes differences of sums of some hundred such terms.
+LOSS_ABS = 1e-4
+SUM_RELATIVE = 1e-5
+# The same loss in bfloat16, 8 bits. 7e-5.
+HALF_LOSS_RELATIVE = 1e-2

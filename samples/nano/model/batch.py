@@ -1,0 +1,192 @@
+"""One teacher-forced sequence, and how several become the tensors of a batch.
+
+Every shift between ids, rows and picks is made here, in NumPy, by the rules of docs/computation.md (One step): a
+sequence of P prompt ids and S steps has T = P + S - 1 backbone positions, of which P - 1, ..., T - 1 choose the S text
+ids and groups. The speech head has G rows a position; BOS stands before each of them up to the first pick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edge_sdk.config import ModelConfig
+from edge_sdk.errors import Error
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A prompt and the reply to it.
+
+    Args:
+        prompt_ids: int64 [P], placeholders expanded.
+        text_ids: int64 [S], the text id chosen in each step, as returned (forced and overwritten ones).
+        groups: int64 [S, G], the head's picks of each step, also where they are not returned; None: no speech at all.
+        mels: float32 [n_mels, frames] of each clip, normalised, in the order of their placeholders.
+        placeholders: of each clip.
+        text_weight: float32 [S], share of each text id in the loss.
+        speech_weight: float32 [S, G], of each pick.
+        prompt_weight: float32 [P - 1], of predicting prompt id n + 1 at position n; None: nothing of the prompt.
+    """
+
+    prompt_ids: Array
+    text_ids: Array
+    groups: Array | None = None
+    mels: tuple[Array, ...] = ()
+    placeholders: tuple[int, ...] = ()
+    text_weight: Array | None = None
+    speech_weight: Array | None = None
+    prompt_weight: Array | None = None
+
+    @property
+    def length(self) -> int:
+        """Backbone positions."""
+        return len(self.prompt_ids) + len(self.text_ids) - 1
+
+
+@dataclass
+class Batch:
+    """Tensors of B sequences, padded on the right to T positions.
+
+    A counts the placeholders of all, N their 25 Hz rows, W their windows.
+    """
+
+    ids: Tensor  # int64 [B, T]
+    groups: Tensor  # int64 [B, T, G]: the group that entered with each position
+    mixed: Tensor  # bool [B, T]: it did
+    previous: Tensor  # int64 [B, T * G]: the speech id before each pick
+    text_target: Tensor  # int64 [B, T]
+    text_weight: Tensor  # float32 [B, T]
+    speech_target: Tensor  # int64 [B, T * G]
+    speech_weight: Tensor  # float32 [B, T * G]
+    mel: Tensor  # float32 [W, n_mels, frames]
+    mel_frames: Tensor  # int64 [W]
+    pairs: Tensor  # int64 [N, 2]: rows of all windows, flattened, that are averaged
+    audio_groups: Tensor  # int64 [A, G]: 25 Hz rows of each placeholder; N is a row of zeros
+    audio_at: Tensor  # int64 [A]: where they go, in [B * T]
+    speech: bool = field(default=True)  # any sequence has speech
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in moved.items()})
+
+
+def activity(text_ids: Array, groups: Array, model: ModelConfig) -> tuple[Array, Array]:
+    """(returned bool [S]: the group of this step is part of the reply; fed bool [S]: it enters the next step's row).
+
+    Speech becomes active in the step that consumes audio_bos; a group in which any pick is the codec's eos ends it.
+    """
+    returned, fed = np.zeros(len(text_ids), bool), np.zeros(len(text_ids), bool)
+    active = False
+    for step in range(1, len(text_ids)):
+        active = active or text_ids[step - 1] == model.text_ids.audio_bos
+        ended = bool((groups[step] == model.speech_ids.eos).any())
+        returned[step], fed[step] = active, active and not ended
+        active = active and not ended
+    return returned, fed
+
+
+def collate(sequences: Items[Sequence], model: ModelConfig) -> Batch:
+    """The batch of `sequences`.
+
+    Raises:
+        Error: a sequence whose parts do not fit together; says which and how.
+    """
+    size, length = model.group_size, max(s.length for s in sequences)
+    rows = [positions(s, model, length) for s in sequences]
+    stacked = {name: torch.from_numpy(np.stack([r[name] for r in rows])) for name in rows[0]}
+    sound = windows(sequences, model, length)
+    batch = Batch(**stacked, **sound, speech=any(s.groups is not None for s in sequences))
+    if batch.previous.shape[1] != length * size:
+        raise Error("a sequence's groups do not have the model's group size")
+    return batch
+
+
+def positions(s: Sequence, model: ModelConfig, length: int) -> dict[str, Array]:
+    """What one sequence has at each of `length` positions: ids, targets and weights, padded."""
+    size, ids, prompt, steps = model.group_size, model.speech_ids, len(s.prompt_ids), len(s.text_ids)
+    groups = np.full((steps, size), ids.pad, np.int64) if s.groups is None else s.groups.astype(np.int64)
+    if groups.shape != (steps, size):
+        raise Error(f"a sequence has {steps} text ids and groups of shape {groups.shape}; want ({steps}, {size})")
+    fed = np.zeros(steps, bool) if s.groups is None else activity(s.text_ids, groups, model)[1]
+    first = prompt - 1  # the position that chooses step 0
+    out = {
+        "ids": np.zeros(length, np.int64),
+        "groups": np.full((length, size), ids.pad, np.int64),
+        "mixed": np.zeros(length, bool),
+        "previous": np.full(length * size, ids.bos, np.int64),
+        "text_target": np.zeros(length, np.int64),
+        "text_weight": np.zeros(length, np.float32),
+        "speech_target": np.zeros(length * size, np.int64),
+        "speech_weight": np.zeros(length * size, np.float32),
+    }
+    end = prompt + steps - 1
+    everything = np.concatenate([s.prompt_ids, s.text_ids])
+    out["ids"][:end] = everything[:-1]
+    out["text_target"][:end] = everything[1:]
+    out["text_weight"][first:end] = 1.0 if s.text_weight is None else s.text_weight
+    if s.prompt_weight is not None:
+        out["text_weight"][:first] = s.prompt_weight
+    # The group of step k enters with the row that consumes step k's text id.
+    out["groups"][prompt:end] = groups[:-1]
+    out["mixed"][prompt:end] = fed[:-1]
+    picks = groups.reshape(-1)
+    out["previous"][first * size + 1 : end * size] = picks[:-1]
+    if s.groups is not None:
+        out["speech_target"][first * size : end * size] = picks
+        weight = np.ones(picks.shape, np.float32) if s.speech_weight is None else s.speech_weight.reshape(-1)
+        out["speech_weight"][first * size : end * size] = weight
+    return out
+
+
+def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict[str, Tensor]:
+    """The clips of all sequences cut into encoder windows, and the indices that pool and group their rows."""
+    frames, size = model.encoder.window_frames, model.group_size
+    cut: list[Array] = []
+    pairs: list[Array] = []
+    groups: list[Array] = []
+    at: list[int] = []
+    made = 0
+    for b, s in enumerate(sequences):
+        places = np.flatnonzero(s.prompt_ids == model.text_ids.audio)
+        if len(places) != sum(s.placeholders) or len(s.mels) != len(s.placeholders):
+            raise Error(
+                f"sequence {b} has {len(places)} audio placeholders, and {len(s.mels)} clips for {sum(s.placeholders)}"
+            )
+        at += (b * length + places).tolist()
+        for mel, count in zip(s.mels, s.placeholders, strict=True):
+            rows: list[int] = []
+            for start in range(0, mel.shape[1], frames):
+                piece = mel[:, start : start + frames]
+                rows += range(len(cut) * model.encoder.n_window, len(cut) * model.encoder.n_window + _rows(piece))
+                cut.append(piece)
+            found = np.array(rows[: len(rows) // 2 * 2], np.int64).reshape(-1, 2)[: count * size]
+            index = np.full(count * size, -1, np.int64)  # -1: filler
+            index[: len(found)] = made + np.arange(len(found))
+            made += len(found)
+            pairs.append(found)
+            groups.append(index.reshape(count, size))
+    mels = np.zeros((len(cut), model.encoder.n_mels, frames), np.float32)
+    for w, piece in enumerate(cut):
+        mels[w, :, : piece.shape[1]] = piece
+    index = np.concatenate(groups) if groups else np.zeros((0, size), np.int64)
+    return {
+        "mel": torch.from_numpy(mels),
+        "mel_frames": torch.tensor([piece.shape[1] for piece in cut], dtype=torch.int64),
+        "pairs": torch.from_numpy(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)),
+        "audio_groups": torch.from_numpy(np.where(index < 0, made, index)),
+        "audio_at": torch.tensor(at, dtype=torch.int64),
+    }
+
+
+def _rows(mel: Array) -> int:
+    """Encoder rows of a window: the second convolution has stride 2."""
+    return (mel.shape[1] - 1) // 2 + 1

@@ -1,0 +1,94 @@
+"""The Whisper-shaped audio encoder: windows of mel, each alone, with the checkpoint's names for its weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_sdk.config import EncoderConfig
+
+LAYER_NORM_EPS = 1e-5
+
+
+class WindowAttention(nn.Module):
+    """Full attention inside a window. The key projection has no bias."""
+
+    def __init__(self, c: EncoderConfig) -> None:
+        super().__init__()
+        self.heads = c.num_heads
+        self.q_proj = nn.Linear(c.d_model, c.d_model)
+        self.k_proj = nn.Linear(c.d_model, c.d_model, bias=False)
+        self.v_proj = nn.Linear(c.d_model, c.d_model)
+        self.out_proj = nn.Linear(c.d_model, c.d_model)
+
+    def forward(self, h: Tensor, keep: Tensor) -> Tensor:
+        """h [W, R, d_model]; keep bool [W, R]: rows that exist."""
+        q, k, v = (
+            projection(h).view(h.shape[0], h.shape[1], self.heads, -1).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+        return self.out_proj(mixed.transpose(1, 2).reshape(h.shape))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, c: EncoderConfig) -> None:
+        super().__init__()
+        self.self_attn = WindowAttention(c)
+        self.self_attn_layer_norm = nn.LayerNorm(c.d_model, eps=LAYER_NORM_EPS)
+        self.fc1 = nn.Linear(c.d_model, c.ffn_dim)
+        self.fc2 = nn.Linear(c.ffn_dim, c.d_model)
+        self.final_layer_norm = nn.LayerNorm(c.d_model, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), keep)
+        return x + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+class Encoder(nn.Module):
+    """Windows of normalised log-mel -> rows at 50 Hz; then pairs -> ln_post -> proj at 25 Hz.
+
+    Windows shorter than the others are padded with zeros, and nothing of the padding reaches their rows.
+    """
+
+    def __init__(self, c: EncoderConfig, output: int) -> None:
+        super().__init__()
+        self.d_model, self.n_window = c.d_model, c.n_window
+        self.conv1 = nn.Conv1d(c.n_mels, c.d_model, 3, padding=1)
+        self.conv2 = nn.Conv1d(c.d_model, c.d_model, 3, stride=2, padding=1)
+        self.layers = nn.ModuleList(EncoderLayer(c) for _ in range(c.num_layers))
+        self.ln_post = nn.LayerNorm(c.d_model, eps=LAYER_NORM_EPS)
+        self.proj = nn.Linear(c.d_model, output)
+
+    def convolve(self, mel: Tensor, frames: Tensor) -> Tensor:
+        """mel [W, n_mels, F], frames int64 [W] that are real -> rows [W, (F + 1) / 2, d_model] entering the layers."""
+        real = torch.arange(mel.shape[2], device=mel.device) < frames[:, None]
+        x = (
+            functional.gelu(self.conv1(mel)) * real[:, None, :]
+        )  # the second convolution sees zeros past the end, as upstream
+        x = functional.gelu(self.conv2(x)).transpose(1, 2)
+        return x + sinusoids(x.shape[1], self.d_model).to(x)
+
+    def rows(self, mel: Tensor, frames: Tensor) -> Tensor:
+        """mel [W, n_mels, F] -> [W, (F + 1) / 2, d_model] after the last layer; rows past `frames` mean nothing."""
+        x = self.convolve(mel, frames)
+        keep = torch.arange(x.shape[1], device=x.device) < (frames[:, None] + 1) // 2
+        for layer in self.layers:
+            x = layer(x, keep)
+        return x
+
+    def project(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """pairs [N, 2, d_model] -> (their mean [N, d_model], tower rows [N, hidden])."""
+        pooled = pairs.mean(dim=1)
+        return pooled, self.proj(self.ln_post(pooled))
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Position table float32 [length, width]: the first half sine, the second cosine."""
+    step = math.log(10000.0) / (width // 2 - 1)
+    scale = torch.exp(-step * torch.arange(width // 2, dtype=torch.float64))
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * scale
+    return torch.cat([angle.sin(), angle.cos()], dim=1).float()

@@ -1,0 +1,111 @@
+"""Layers of a Qwen3 decoder stack in PyTorch, named as the checkpoint names their weights.
+
+Plain whole-sequence forms: training sees every position at once, so there is no cache.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge_sdk.config import TransformerConfig
+from edge_sdk.errors import Error
+
+
+class RMSNorm(nn.Module):
+    """Over the last axis, in float32 whatever the input's type is, as upstream does."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (scaled * self.weight.float()).to(x.dtype)
+
+
+def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin float32 [length, head_dim / 2] of positions 0, 1, ..."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    angle = torch.arange(length, dtype=torch.float64)[:, None] / theta**exponent
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate-half: x [B, heads, T, d]; the two halves of a head are the pairs."""
+    cos, sin = rope
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned.to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = c.num_heads, c.num_kv_heads, c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.num_heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
+
+    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        batch, length, _ = h.shape
+        q = self.q_norm(self.q_proj(h).view(batch, length, self.heads, -1)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(h).view(batch, length, self.kv_heads, -1)).transpose(1, 2)
+        v = self.v_proj(h).view(batch, length, self.kv_heads, -1).transpose(1, 2)
+        shared = self.heads // self.kv_heads
+        k, v = (rotate(k, rope).repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
+        mixed = functional.scaled_dot_product_attention(rotate(q, rope), k, v, is_causal=True)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, inner, bias=False)
+        self.up_proj = nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.down_proj(functional.silu(self.gate_proj(h)) * self.up_proj(h))
+
+
+class Layer(nn.Module):
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(c)
+        self.mlp = MLP(c.hidden_size, c.intermediate_size)
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Stack(nn.Module):
+    """Rows [B, T, hidden] -> [B, T, hidden] after the final norm, causal.
+
+    Sequences of a batch are padded on the right: what follows a row never reaches it, so no mask is needed.
+    """
+
+    def __init__(self, c: TransformerConfig) -> None:
+        super().__init__()
+        if c.moe is not None:
+            raise Error(
+                "this recipe trains dense models; the checkpoint's config.json has a mixture of experts (qwen3_moe)"
+            )
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.head_dim, self.theta = c.head_dim, c.rope_theta
+
+    def forward(self, x: Tensor) -> Tensor:
+        rope = rope_tables(x.shape[1], self.head_dim, self.theta, x.device)
+        for layer in self.layers:
+            x = layer(x, rope)
+        return self.norm(x)

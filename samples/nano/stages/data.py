@@ -1,0 +1,184 @@
+"""Dialogues and their sound -> batches. The batch of a step is told by the seed and the step's number alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+import numpy as np
+
+from edge_sdk.errors import Error
+from samples.nano.model import batch as batches
+from samples.nano.model.batch import Array, Batch
+from samples.nano.stages.examples import Heard, Prompter, spoken, written
+from samples.nano.stages.layout import Layout
+from samples.nano.texts.dialogues import Dialogue, Turn
+
+MOST_TAKES = 1 << 16
+NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of similar length
+
+
+class Sounds(Protocol):
+    """What was rendered and encoded. A turn that is not there is text, a reply that is not there is left out.
+
+    `takes`: by how many people, in how many places, a question was said, at most.
+    """
+
+    takes: int
+
+    def question(self, text: str, take: int) -> Array | None:
+        """PCM float32 [n], 16 kHz, of a user's words; take 0, 1, ..."""
+
+    def reply(self, text: str) -> Array | None:
+        """Speech codes int [T25]."""
+
+    def starts_s(self, text: str) -> Sequence[float]:
+        """When each word of a reply begins, seconds; empty where it is not known."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One assistant turn."""
+
+    dialogue: Dialogue
+    number: int
+
+    @property
+    def turn(self) -> Turn:
+        return self.dialogue.turns[self.number]
+
+    @property
+    def size(self) -> int:
+        """What it costs, roughly: characters up to its end."""
+        return sum(len(t.text) + sum(len(c.raw) for c in t.tool_calls) for t in self.dialogue.turns[: self.number + 1])
+
+
+class Corpus:
+    """Every assistant turn of the dialogues, shortest first."""
+
+    def __init__(
+        self, prompter: Prompter, dialogues: Iterable[Dialogue], sounds: Sounds | None, layout: Layout
+    ) -> None:
+        self.prompter, self.sounds, self.layout = prompter, sounds, layout
+        self.mels: dict[tuple[str, int], Heard] = {}  # 115 MB an hour; computing them anew would outlast a GPU's step
+        found = (Item(d, n) for d in dialogues for n, turn in enumerate(d.turns) if turn.role == "assistant")
+        self.items = sorted((i for i in found if self.has_sound(i)), key=lambda item: item.size)
+        if not self.items:
+            raise Error("no dialogue has a reply to learn from: write texts, render and encode them first")
+
+    def has_sound(self, item: Item) -> bool:
+        """Whether it can be trained on: what it says has codes (or there is no sound at all)."""
+        return self.sounds is None or not item.turn.text or self.sounds.reply(item.turn.text) is not None
+
+    def heard(self, item: Item, take: int = 0) -> dict[int, Heard]:
+        """The user's turns before it that are sound."""
+        found = {
+            n: self.mel(turn.text, take)
+            for n, turn in enumerate(item.dialogue.turns[: item.number])
+            if turn.role == "user"
+        }
+        return {n: heard for n, heard in found.items() if heard is not None}
+
+    def mel(self, text: str, take: int) -> Heard | None:
+        if self.sounds is None:
+            return None
+        key = text, take % self.sounds.takes
+        if key not in self.mels:
+            pcm = self.sounds.question(*key)
+            if pcm is None:
+                return None
+            self.mels[key] = Heard.of(pcm, self.prompter.model)
+        return self.mels[key]
+
+    def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0, typed: bool = False) -> batches.Sequence:
+        """In text and speech.
+
+        Args:
+            reply: whose reply is given; its own if None.
+            typed: the questions are text though there is sound.
+        """
+        given = reply or item
+        dialogue, number = item.dialogue, item.number
+        if reply is not None:
+            dialogue = with_reply(dialogue, number, reply.turn)
+        text, heard = given.turn.text, {} if typed else self.heard(item, take)
+        if self.sounds is None or not text:
+            return spoken(self.prompter, dialogue, number, heard, None, self.layout)
+        codes, starts_s = self.sounds.reply(text), self.sounds.starts_s(text)
+        return spoken(self.prompter, dialogue, number, heard, codes, self.layout, starts_s)
+
+    def written(self, item: Item, prompt_weight: float) -> batches.Sequence:
+        return written(self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight)
+
+
+def with_reply(dialogue: Dialogue, number: int, turn: Turn) -> Dialogue:
+    return dataclasses.replace(dialogue, turns=(*dialogue.turns[:number], turn))
+
+
+def draw(items: Sequence[Item], size: int, random: Random) -> list[Item]:
+    """`size` items of similar length, so that little of a batch is padding."""
+    span = min(len(items), size * NEIGHBOURS)
+    first = random.randrange(len(items) - span + 1)
+    return [items[first + random.randrange(span)] for _ in range(size)]
+
+
+def story_sequences(prompter: Prompter, path: Path) -> list[batches.Sequence]:
+    """Running text, one a line: every id of it counts, and nothing stands before it."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as e:
+        raise Error(f"cannot read '{path}': {e.strerror}; run python -m samples.nano texts first") from e
+    eos = prompter.model.text_ids.eos[0]
+    ids = (np.array([*prompter.tokenizer.encode_plain(line), eos], np.int64) for line in lines if line)
+    return [batches.Sequence(line[:1], line[1:]) for line in ids if len(line) > 1]
+
+
+def text_batches(
+    corpus: Corpus,
+    size: int,
+    seed: int,
+    prompt_weight: float,
+    *,
+    stories: Sequence[batches.Sequence] = (),
+    story_share: float = 0.0,
+) -> Callable[[int], Batch]:
+    """Batches of replies in text alone, and running text, by step."""
+
+    def at(step: int) -> Batch:
+        random = Random(f"{seed}/text/{step}")
+        made = [
+            random.choice(stories) if stories and random.random() < story_share else corpus.written(item, prompt_weight)
+            for item in draw(corpus.items, size, random)
+        ]
+        return batches.collate(made, corpus.prompter.model)
+
+    return at
+
+
+def speech_batches(
+    corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0, typed_share: float = 0.0
+) -> Callable[[int], Batch]:
+    """Batches of spoken replies.
+
+    Args:
+        text_share: of the sequences, those that stay text alone.
+        typed_share: of the others, those that answer text.
+    """
+
+    def at(step: int) -> Batch:
+        random = Random(f"{seed}/speech/{step}")
+        made = []
+        for item in draw(corpus.items, size, random):
+            text, typed, take = (
+                random.random() < text_share,
+                random.random() < typed_share,
+                random.randrange(MOST_TAKES),
+            )
+            made.append(corpus.written(item, 0.0) if text else corpus.spoken(item, take=take, typed=typed))
+        return batches.collate(made, corpus.prompter.model)
+
+    return at

@@ -1,0 +1,192 @@
+"""What the training stages share: options, which weights move, the run from one checkpoint to the next."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from edge_sdk.errors import Error
+from edge_sdk.export.checkpoint import read_json
+from edge_sdk.files import write_file
+from samples.nano import training
+from samples.nano.model.batch import Batch
+from samples.nano.model.checkpoint import Loaded, load, save
+from samples.nano.model.language import LanguageHalf
+from samples.nano.settings import Schedule
+from samples.nano.stages.data import Corpus, Sounds
+from samples.nano.stages.examples import Prompter
+from samples.nano.stages.layout import Layout
+from samples.nano.texts.dialogues import Dialogue
+from samples.nano.texts.store import read_dialogues
+
+Loss = Callable[[LanguageHalf, Batch], tuple[Tensor, dict[str, Tensor]]]
+BACKBONE = ("language_model.",)
+# What stands between sound and backbone, and between backbone and codes: all that pre-alignment trains.
+ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
+ALL = ("",)
+# What came from Whisper, which has heard more people than this recipe renders.
+ENCODER = tuple(f"continuous_audio_tower.{part}" for part in ("conv1.", "conv2.", "layers.", "ln_post."))
+_FREE = ("minutes", "device", "steps", "learning_rate")  # may change; of the last two the trainer keeps its own record
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the recipe.
+
+    Args:
+        name: the folder of its result in the work folder.
+        source: the folder of the checkpoint it begins with.
+        trains: beginnings of the names of the weights that move; the rest is frozen.
+        schedules: by preset; one that is not there takes nano's. The numbers are ours, to be tuned: none is the
+            report's.
+        batch: sequences of one step, by preset.
+    """
+
+    name: str
+    source: str
+    trains: tuple[str, ...]
+    schedules: Mapping[str, Schedule]
+    batch: Mapping[str, int]
+
+
+def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
+    """The options every stage has."""
+    parser.add_argument("--source", type=Path, help=f"the checkpoint it begins with (default: WORK/{stage.source})")
+    parser.add_argument("-o", "--output", type=Path, help=f"the checkpoint it makes (default: WORK/{stage.name})")
+    parser.add_argument("--texts", type=Path, help="folder of the dialogues (default: WORK/texts)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: by preset)")
+    parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
+    parser.add_argument("--batch", type=int, help="sequences a step (default: by preset)")
+    training.add_training_arguments(parser)
+
+
+def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of stages that train speech."""
+    layout = Layout()
+    parser.add_argument("--encoder", choices=("train", "keep"), default="train", help="keep: it stays Whisper's")
+    parser.add_argument("--lead-steps", type=int, default=layout.lead_steps, help="silent steps before a reply's sound")
+    parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
+    parser.add_argument("--sil-weight", type=float, default=layout.sil_weight, help="of silence in the text's loss")
+    parser.add_argument("--speech-share", type=float, default=1.0, help="of the speech loss, beside the text's 1")
+
+
+def layout_of(options: argparse.Namespace) -> Layout:
+    return Layout(options.lead_steps, options.align == "words", options.sil_weight)
+
+
+def source_of(options: argparse.Namespace, stage: Stage) -> Path:
+    return options.source or options.work / stage.source
+
+
+def corpus_of(
+    options: argparse.Namespace, loaded: Loaded, names: Iterable[str], sounds: Sounds | None, layout: Layout
+) -> Corpus:
+    """The dialogues of the files `names` in the texts' folder."""
+    folder = options.texts or options.work / "texts"
+    found: list[Dialogue] = [d for name in names for d in read_dialogues(folder / f"{name}.jsonl")]
+    return Corpus(Prompter(loaded.folder, loaded.config), found, sounds, layout)
+
+
+def sounds_of(options: argparse.Namespace) -> Sounds:
+    """What `render` and `encode` made of the training texts."""
+    from samples.nano.codec.encode import reply_codes
+    from samples.nano.stages.sources import RenderedSounds
+
+    speech = options.work / "speech"
+    codes = reply_codes(options.work, options.settings)
+    return RenderedSounds(speech / "users", "train", codes, speech / "replies" if options.align == "words" else None)
+
+
+def batch_of(options: argparse.Namespace, stage: Stage) -> int:
+    return options.batch or stage.batch.get(options.preset, stage.batch["nano"])
+
+
+def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
+    schedule = stage.schedules.get(options.preset, stage.schedules["nano"])
+    if options.steps is not None:
+        schedule = replace(schedule, steps=options.steps, warmup_steps=min(schedule.warmup_steps, options.steps // 10))
+    if options.learning_rate is not None:
+        schedule = replace(schedule, learning_rate=options.learning_rate)
+    return schedule
+
+
+def freeze(model: LanguageHalf, trains: tuple[str, ...], keeps: tuple[str, ...] = ()) -> int:
+    """Let only the weights whose names begin as in `trains`, and not as in `keeps`, move; returns how many values they
+    have."""
+    count = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trains) and not name.startswith(keeps))
+        count += parameter.numel() if parameter.requires_grad else 0
+    if not count:
+        raise Error(f"no weight of this model begins with {' or '.join(trains)}")
+    return count
+
+
+def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
+    """The checkpoint the stage begins with, all but `trains` frozen."""
+    loaded = load(source_of(options, stage))
+    freeze(loaded.model, stage.trains, ENCODER if getattr(options, "encoder", "") == "keep" else ())
+    return loaded
+
+
+def pin(folder: Path, loaded: Loaded, options: argparse.Namespace) -> None:
+    """Keep what a run was begun with in its folder: a run is only taken up with the same weights and options.
+
+    Raises:
+        Error: it was begun with others; says which.
+    """
+    given = {key: value for key, value in vars(options).items() if isinstance(value, (int, float, str, type(None)))}
+    now = {key: value for key, value in given.items() if key not in _FREE} | {"source": digest(loaded.folder)}
+    path = folder / "begun.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(now, indent=1) + "\n").encode())
+        return
+    before = read_json(path)
+    other = [key for key in now if before.get(key) != now[key]]
+    if other:
+        told = ", ".join(key.replace("_", "-") for key in other)
+        raise Error(f"'{folder}' was begun with another {told}; give another --output, or remove it to begin anew")
+
+
+def digest(checkpoint: Path) -> str:
+    """Of a checkpoint's weights."""
+    found = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
+
+
+def train(
+    options: argparse.Namespace, stage: Stage, loaded: Loaded, batches: Callable[[int], Batch], loss: Loss
+) -> int:
+    """Train, and write the checkpoint when the last step is done. The same command goes on where time ran out."""
+    output = options.output or options.work / stage.name
+    if output.exists():
+        raise Error(f"'{output}' is there already; remove it to train the stage again, or give another --output")
+    folder = output.with_name(f"{output.name}.training")
+    pin(folder, loaded, options)
+    done = training.train(
+        loaded.model,
+        loss,
+        batches,
+        schedule_of(options, stage),
+        folder,
+        minutes=options.minutes,
+        seed=options.settings.seed,
+        device=options.device,
+        about=stage.name,
+    )
+    if not done.finished:
+        print(f"step {done.step} of {done.steps}, loss {done.loss:.4g}: run it again to go on")
+        return 0
+    save(loaded, output)
+    print(f"wrote {output} after {done.steps} steps, loss {done.loss:.4g}")
+    return 0

@@ -1,0 +1,44 @@
+"""Trains the backbone on text alone, so that it knows something before it learns to hear and speak."""
+
+from __future__ import annotations
+
+import argparse
+
+from samples.nano.settings import Schedule
+from samples.nano.stages import stage as stages
+from samples.nano.stages.data import story_sequences, text_batches
+from samples.nano.stages.layout import Layout
+from samples.nano.stages.loss import text_cross_entropy
+
+STAGE = stages.Stage(
+    name="text",
+    source="start",
+    trains=stages.BACKBONE,
+    schedules={
+        "nano": Schedule(steps=20000, learning_rate=1e-3, warmup_steps=500),
+        "tiny": Schedule(steps=200, learning_rate=3e-3, warmup_steps=10),
+    },
+    batch={"nano": 64, "tiny": 8},
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    stages.add_arguments(parser, STAGE)
+    parser.add_argument("--prompt-weight", type=float, default=0.3, help="of the prompts' own ids in the loss")
+    parser.add_argument("--story-share", type=float, default=0.2, help="of sequences that are running text")
+
+
+def run(options: argparse.Namespace) -> int:
+    loaded = stages.open_source(options, STAGE)
+    corpus = stages.corpus_of(options, loaded, ("train", "plain_train"), None, Layout())
+    folder = options.texts or options.work / "texts"
+    stories = story_sequences(corpus.prompter, folder / "stories.txt") if options.story_share else []
+    batches = text_batches(
+        corpus,
+        stages.batch_of(options, STAGE),
+        options.settings.seed,
+        options.prompt_weight,
+        stories=stories,
+        story_share=options.story_share,
+    )
+    return stages.train(options, STAGE, loaded, batches, text_cross_entropy)
