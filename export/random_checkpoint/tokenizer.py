@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ _EOS, _PAD = "<|im_end|>", "<|endoftext|>"
 _QUIET = 0.02  # size of a text-head row that should never be picked, against the others' 1
 
 
-def write_text_tokenizer(folder: Path, spec: LanguageSpec) -> None:
+def write_text_tokenizer(folder: Path, spec: LanguageSpec, corpus: Sequence[str] = (TEXT,)) -> None:
     """Train on the corpus and write every tokenizer file of a Hugging Face folder, and the chat template."""
-    vocab, merges = train(spec.text_tokens)
+    vocab, merges = train(spec.text_tokens, corpus)
     added = [_added(spec.text_tokens + i, content, special) for i, (content, special) in enumerate(spec.added_tokens)]
     write_json(folder / "tokenizer.json", _tokenizer_json(vocab, merges, added))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(added))
@@ -84,7 +85,7 @@ def write_speech_tokenizer(folder: Path, speech: SpeechIdSpec, group_size: int) 
     )
 
 
-def train(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def train(size: int, corpus: Sequence[str] = (TEXT,)) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """(vocabulary of `size` tokens, merges) of the corpus. Past what the corpus can fill, tokens are never produced."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -95,7 +96,7 @@ def train(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     model = _model_of(tokenizer)
     vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
     for i in range(len(vocab), size):

@@ -22,6 +22,7 @@ COMMANDS = {
     "texts": "samples.nano.texts.write",
     "tokenizer": "samples.nano.texts.train_tokenizer",
     "render": "samples.nano.voices.render",
+    "listen": "samples.nano.voices.listen",
     "codec": "samples.nano.codec.train_tokenizer",
     "flow": "samples.nano.codec.train_flow",
     "waveform": "samples.nano.codec.train_waveform",

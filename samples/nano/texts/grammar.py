@@ -1,0 +1,111 @@
+"""Phrasings and words as data: the files below grammar/, and which of their lines only evaluation may see.
+
+    [ask timers.set]            what a user says; some of its lines are held out
+    [say timers.set]            what the assistant says
+    [words rooms]               values
+    [around request]            frames around a request, {} is the request
+
+A line is a template: `{name}` takes a value, `(a|b|)` one of these. `#` begins a comment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+from edge_sdk.errors import Error
+
+FILES = Path(__file__).parent / "grammar"
+HELD_OUT_PHRASINGS = 0.25  # of each section's lines, from three lines on
+HELD_OUT_VALUES = 0.15
+_CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
+_HEADING = re.compile(r"\[(ask|say|words|around) ([a-z_]+(?:\.[a-z_]+)?)\]")
+
+
+@lru_cache
+def sections() -> Mapping[str, tuple[str, ...]]:
+    """Lines by section, "ask timers.set" and so on, in the order of the files."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(FILES.glob("*.txt")):
+        heading = ""
+        for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            line = raw.partition("#")[0].strip()
+            if line.startswith("["):
+                match = _HEADING.fullmatch(line)
+                if not match or line[1:-1] in found:
+                    raise Error(f"'{path.name}', line {number}: {line} is no new heading of a section")
+                found[heading := line[1:-1]] = []
+            elif line and not heading:
+                raise Error(f"'{path.name}', line {number}: a line before the first heading")
+            elif line:
+                found[heading].append(line)
+    return {name: tuple(lines) for name, lines in found.items()}
+
+
+def lines(name: str) -> tuple[str, ...]:
+    try:
+        return sections()[name]
+    except KeyError:
+        raise Error(f"the grammar has no section [{name}]") from None
+
+
+def words(name: str) -> tuple[str, ...]:
+    return lines(f"words {name}")
+
+
+def pairs(name: str) -> tuple[tuple[str, str], ...]:
+    """Lines "hot = cold" of a section of words."""
+    split = [line.split(" = ") for line in words(name)]
+    return tuple((left, right) for left, right in split)
+
+
+@lru_cache
+def phrasings(name: str, held_out: bool) -> tuple[str, ...]:
+    """The lines of an `ask` section that one side may use. Those of the lowest hashes are held out: which they are
+    depends on the lines alone. Sections of one or two lines are whole on both sides."""
+    all_lines = lines(name)
+    kept = set(sorted(all_lines, key=_hash)[: math.ceil(HELD_OUT_PHRASINGS * len(all_lines))])
+    if not name.startswith("ask ") or len(all_lines) < 3:
+        return all_lines
+    return tuple(line for line in all_lines if (line in kept) == held_out)
+
+
+def is_held_out(key: str, values: object) -> bool:
+    """Whether a combination of values belongs to evaluation. `repr(values)` must say all of it."""
+    return int(_hash(f"{key}|{values!r}")[:8], 16) < HELD_OUT_VALUES * 2**32
+
+
+def expand(template: str) -> Iterator[str]:
+    """Every text of a template's choices; its slots stay."""
+    parts = _CHOICE.split(template)  # text, choices, text, ...
+    options = [part.split("|") if n % 2 else [part] for n, part in enumerate(parts)]
+    for chosen in itertools.product(*options):
+        yield _tidy("".join(chosen))
+
+
+def choose(template: str, random: Random) -> str:
+    return _tidy(_CHOICE.sub(lambda match: random.choice(match[1].split("|")), template))
+
+
+def slots(template: str) -> set[str]:
+    return set(re.findall(r"{(\w+)}", template))
+
+
+def sentence(text: str) -> str:
+    """A capital at the beginning, a full stop at the end where no other sign is."""
+    text = text[:1].upper() + text[1:]
+    return text if text[-1:] in ".?!" else text + "."
+
+
+def _tidy(text: str) -> str:
+    return re.sub(r" ([,.?!])", r"\1", re.sub(r"\s+", " ", text)).strip(" ,")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
