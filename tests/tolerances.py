@@ -178,3 +178,8 @@ SERVER_GROWTH_MB = 20.0
 SERVER_ODD_TURNS = 1
 # The same of a process that opened, spoke to and closed 60 chats after 60 others: 2 measured. A pair of caches is 3.
 CHATS_GROWTH_MB = 20.0
+
+# --- the training recipe (samples/nano) ----------------------------------------------------------------------------
+
+# The vocoder's mel in torch (float32, a Fourier transform of 1920) against the same in float64. 5e-6 at a mel of -4.
+NANO_MEL_ABS = 1e-3
