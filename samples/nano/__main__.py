@@ -24,10 +24,11 @@ COMMANDS = {
     "render": "samples.nano.voices.render",
     "listen": "samples.nano.voices.listen",
     "codec": "samples.nano.codec.train_tokenizer",
+    "encode": "samples.nano.codec.encode",
     "flow": "samples.nano.codec.train_flow",
     "waveform": "samples.nano.codec.train_waveform",
+    "resynthesize": "samples.nano.codec.resynthesize",
     "vocoder": "samples.nano.codec.write_vocoder",
-    "encode": "samples.nano.codec.encode",
     "start": "samples.nano.model.start",
     "text": "samples.nano.stages.text",
     "prealign": "samples.nano.stages.prealign",
@@ -91,7 +92,7 @@ def _module(name: str):  # type: ignore[no-untyped-def]  # a module with two fun
 def _list_commands() -> None:
     print("python -m samples.nano COMMAND [--preset nano|tiny] [--work FOLDER] ...; COMMAND --help explains one\n")
     for name, module in COMMANDS.items():
-        print(f"  {name:<12}{summary(module)}")
+        print(f"  {name:<14}{summary(module)}")
 
 
 def summary(module: str) -> str:
