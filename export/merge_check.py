@@ -19,7 +19,10 @@ _ABSENT = "absent"
 
 def check_mergeable(a: Checkpoint, b: Checkpoint) -> None:
     """Raises one CheckpointError that names every difference which makes a mean of the two meaningless."""
-    problems = [*_configs(a, b), *_tokenizers(a, b), *_tensors(a, b)]
+    try:
+        problems = [*_configs(a, b), *_tokenizers(a, b), *_tensors(a, b)]
+    except RecursionError as e:
+        raise CheckpointError(f"a configuration file of '{a.path}' or '{b.path}' is nested too deeply") from e
     if problems:
         shown = problems if len(problems) <= _SHOWN else [*problems[:_SHOWN], f"... and {len(problems) - _SHOWN} more"]
         raise CheckpointError(f"'{a.path}' and '{b.path}' cannot be merged:\n  " + "\n  ".join(shown))

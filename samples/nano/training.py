@@ -1,8 +1,8 @@
 """The one trainer of the recipe: AdamW, warm-up and cosine, limited in time, taken up at the exact step.
 
 A step is told by the weights, the optimizer's state, the seed and its number alone: the batch comes from
-`batches(step)`, torch's random numbers are seeded anew for it. So a run that was interrupted ends, on a CPU, with the
-same weights to the bit as one that was not.
+`batches(step)`, torch's random numbers are seeded anew for it. So a run that was interrupted ends, on a CPU and with as
+many threads, with the same weights to the bit as one that was not.
 """
 
 from __future__ import annotations

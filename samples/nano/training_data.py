@@ -26,7 +26,8 @@ def order(seed: int, step: int, count: int, batch: int) -> np.ndarray[Any, Any]:
 def to_device(batch: Any, device: torch.device) -> Any:
     """The tensors of a batch, in whatever dicts, lists, tuples and dataclasses, moved there."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        # On a CPU a copy too: NumPy's memory begins where it likes, and a product may be summed differently for it.
+        return torch.empty_like(batch, device=device).copy_(batch, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):

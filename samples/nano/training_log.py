@@ -58,7 +58,8 @@ class Log:
     def write(self) -> None:
         if not self.rows:
             return
-        means = {key: sum(row[key] for row in self.rows) / len(self.rows) for key in self.rows[-1]}
+        columns = {key: [row[key] for row in self.rows if key in row] for row in self.rows for key in row}
+        means = {key: sum(values) / len(values) for key, values in columns.items()}
         means["learning_rate"] = self.rows[-1]["learning_rate"]
         now = time.monotonic()
         line = {"step": self.step, **means, "seconds_per_step": (now - self.begin) / len(self.rows)}

@@ -99,10 +99,10 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tup
 
 def _restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        if f"step:{name}" in tensors:
+        if f"step:{name}" in tensors and parameter.requires_grad:
             optimizer.state[parameter] = {
                 "step": tensors[f"step:{name}"],  # stays on the CPU, as AdamW keeps it
-                **{key: tensors[f"{key}:{name}"].to(parameter.device) for key in _MOMENTS},
+                **{key: torch.empty_like(parameter).copy_(tensors[f"{key}:{name}"]) for key in _MOMENTS},
             }
 
 

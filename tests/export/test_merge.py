@@ -265,6 +265,15 @@ def test_every_difference_is_named_at_once(pair: Folders) -> None:
         assert f"\n  {line}" in said
 
 
+@pytest.mark.parametrize("levels", [900, 100_000])
+def test_a_configuration_without_end(pair: Folders, levels: int) -> None:
+    """At the edge of what can be read, and past it: an error of ours either way."""
+    for n, folder in enumerate(pair):
+        text = (folder / "config.json").read_text().rstrip().removesuffix("}")
+        (folder / "config.json").write_text(text + ', "deep": ' + '{"x": ' * levels + str(n) + "}" * levels + "}")
+    assert any(said in refused(*pair) for said in ("x is 0 in the first, 1", "nested too deeply", "cannot read"))
+
+
 def test_a_long_list_is_cut(tmp_path: Path, pair: Folders) -> None:
     tiny.edit_tensors(pair[1], lambda t: t.update({f"x{n}": tiny.zeros("F32", 1) for n in range(99)}))
     said = refused(*pair)

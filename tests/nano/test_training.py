@@ -50,6 +50,15 @@ class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
         return self.last(self.drop(torch.tanh(self.norm(self.first(x))))) + self.frozen(x)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Sums are added in another order with another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def net(seed: int = 1) -> Net:
     torch.manual_seed(seed)
     return Net()
@@ -142,6 +151,17 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert names == {"first.weight", "last.weight", "unused.weight", "empty"}
     with pytest.raises(Error, match="nothing to train"):
         make_optimizer(net().requires_grad_(False), SCHEDULE)
+
+
+def test_numbers_that_only_some_steps_have(tmp_path: Path) -> None:
+    """Their mean is over the steps that had them."""
+
+    def sometimes(model: Any, batch: Any) -> Any:
+        value, others = squared(model, batch)
+        return value, (others | {"odd": torch.tensor(5.0)} if int(model.seen) % 2 else {})
+
+    run(tmp_path, loss=sometimes, log_every=4, stop_at=9)
+    assert [line["odd"] for line in log(tmp_path)] == [5.0, 5.0, 5.0]
 
 
 # -- the data's order

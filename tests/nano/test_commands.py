@@ -1,0 +1,103 @@
+"""The command list: every command says what it is and takes what it promises; mistakes are one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_sdk.errors import Error
+from samples.nano import __main__ as recipe
+from samples.nano.settings import NANO, PRESETS, TINY
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> Any:
+    return subprocess.run([sys.executable, "-m", "samples.nano", *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_without_a_command_they_are_listed() -> None:
+    done = run()
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = [line.split()[0] for line in done.stdout.splitlines()[2:]]
+    assert listed == list(recipe.COMMANDS)
+
+
+@pytest.mark.parametrize("name", recipe.COMMANDS)
+def test_every_command_is_one(name: str) -> None:
+    if "not in this tree" in recipe.summary(recipe.COMMANDS[name]):
+        pytest.skip(f"{recipe.COMMANDS[name]} is not in this tree")
+    assert recipe.summary(recipe.COMMANDS[name])
+    done = run(name, "--help")
+    if "needs the package" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--preset" in done.stdout
+    assert "--work" in done.stdout
+
+
+def test_a_command_that_is_none() -> None:
+    done = run("sing")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("samples.nano.gone", "error: the command 'x' is not in this tree: there is no samples.nano.gone"),
+        ("package_that_is_none", "error: 'x' needs the package package_that_is_none: python -m pip install -r"),
+    ],
+)
+def test_what_is_missing_is_named(module: str, said: str, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(recipe, "COMMANDS", {"x": module})
+    assert recipe.main(["x"]) == 1
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_command_gets_its_settings(monkeypatch: Any, capsys: Any) -> None:
+    given: list[Any] = []
+
+    class Command:
+        """A command."""
+
+        @staticmethod
+        def add_arguments(parser: Any) -> None:
+            parser.add_argument("--count", type=int)
+            parser.add_argument("--work", help="its own words", default="elsewhere")
+
+        @staticmethod
+        def run(options: Any) -> int:
+            given.append(options)
+            if options.count == 9:
+                raise Error("nine is too many")
+            if options.count == 8:
+                raise KeyboardInterrupt
+            Path("gone", str(options.count)).write_text("")
+            return 0
+
+    monkeypatch.setattr(recipe, "COMMANDS", {"x": "x"})
+    monkeypatch.setattr(importlib, "import_module", lambda name: Command)
+    assert recipe.main(["x", "--preset", "tiny", "--count", "3"]) == 1
+    assert (given[0].settings, given[0].count, given[0].work) == (TINY, 3, "elsewhere")
+    assert capsys.readouterr().err == "error: No such file or directory: 'gone/3'\n"
+    assert recipe.main(["x", "--count", "9"]) == 1
+    assert given[1].settings == NANO
+    assert capsys.readouterr().err == "error: nine is too many\n"
+    assert recipe.main(["x", "--count", "8"]) == 130
+
+
+@pytest.mark.parametrize("settings", PRESETS.values(), ids=lambda s: s.name)
+def test_presets_are_of_the_family(settings: Any) -> None:
+    """Every check of the specs that write config.json and cosyvoice3.yaml, and the rates fit one another."""
+    language, vocoder = settings.language_spec(), settings.vocoder_spec()
+    assert vocoder.codes == language.speech.real == settings.codec.codes
+    assert language.vocab_size % 32 == 0
+    assert settings.language_spec(300).text_tokens == 300
+    assert settings.sound.frames_per_token == 2
+    assert language.encoder.n_mels == settings.encoder.n_mels
