@@ -91,7 +91,7 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
     nsf_alpha: 0.1
     nsf_sigma: 0.003
     nsf_voiced_threshold: 10
-    upsample_rates: {upsample_rates}
+{phase}    upsample_rates: {upsample_rates}
     upsample_kernel_sizes: {upsample_kernels}
     istft_params:
         n_fft: {n_fft}
@@ -169,4 +169,5 @@ def vocoder_yaml(spec: VocoderSpec, about: str = RANDOM) -> str:
         resblock_kernels=list(RESBLOCK_KERNELS),
         source_resblock_kernels=list(SOURCE_RESBLOCK_KERNELS),
         dilations=list(DILATIONS),
+        phase="    nsf_phase: running\n" if spec.running_phase else "",
     )

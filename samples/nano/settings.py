@@ -68,6 +68,7 @@ class VocoderSize:
     lookahead_width: int
     base_channels: int
     f0_channels: int
+    running_phase: bool = True  # without a discriminator, held phases are not learnt to be a voice (docs/NOTES.md)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Settings:
             base_channels=v.base_channels,
             f0_channels=v.f0_channels,
             voices=(self.voice,),
+            running_phase=v.running_phase,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,9 +126,12 @@ def test_the_masks_differ(made: Made) -> None:
     assert np.abs(whole - masked).max() > tolerances.CHANGED_ABS
 
 
+@pytest.mark.parametrize("running", [True, False])
 @torch.no_grad()
-def test_waveform_equals_the_reference(made: Made) -> None:
-    c = made.source.waveform
+def test_waveform_equals_the_reference(made: Made, running: bool) -> None:
+    c = dataclasses.replace(made.source.waveform, running_phase=running)
+    made = dataclasses.replace(made, waveform=copy.deepcopy(made.waveform))
+    made.waveform.config = dataclasses.replace(made.waveform.config, running_phase=running)
     reference = WaveformReference(c, made.source.waveform_weights.read)
     mel = torch_mel(made, made.ids, None)
     f0 = reference.f0(mel.T)

@@ -154,11 +154,16 @@ def harmonics(f0: Tensor, noise: Tensor, c: WaveformConfig) -> Tensor:
     """f0 [B, L] in Hz, noise uniform [B, samples, H] -> [B, samples, H]: a sine for f0 and each overtone.
 
     In upstream's mixture of precisions (`edge_sdk.excitation`): turns in float32, their sum in float64 but rounded,
-    the phase in float32. A sine keeps one value through a frame.
+    the phase in float32. A sine keeps one value through a frame, or, with a running phase, goes on in it.
     """
     hertz = f0.float()
     voiced = hertz > c.voiced_threshold_hz
     multiples = torch.arange(1, c.harmonics + 2, device=f0.device, dtype=torch.float32)
+    if c.running_phase:
+        sine = c.sine_amplitude * torch.sin(2 * math.pi * running_turns(hertz, multiples, c)).float()
+        level = torch.where(voiced, c.noise_sigma, c.sine_amplitude / 3)
+        voiced, level = (part.repeat_interleave(c.samples_per_frame, dim=1)[..., None] for part in (voiced, level))
+        return sine * voiced + level * noise
     turns = torch.remainder(hertz[..., None] * multiples / c.sample_rate, 1.0)
     total = torch.cumsum(turns.double(), dim=1).float()
     phase = total * 2 * torch.tensor(math.pi, dtype=torch.float32) * c.samples_per_frame
@@ -166,3 +171,13 @@ def harmonics(f0: Tensor, noise: Tensor, c: WaveformConfig) -> Tensor:
     level = torch.where(voiced, c.noise_sigma, c.sine_amplitude / 3)[..., None]
     sine, level = (part.repeat_interleave(c.samples_per_frame, dim=1) for part in (sine, level))
     return sine + level * noise
+
+
+def running_turns(hertz: Tensor, multiples: Tensor, c: WaveformConfig) -> Tensor:
+    """f0 [B, L] -> turns of each harmonic at each sample, float64 [B, samples, H], whole turns of earlier frames taken
+    off."""
+    a_sample = hertz.double()[..., None] * multiples / c.sample_rate
+    ends = torch.cumsum(a_sample * c.samples_per_frame, dim=1)
+    begin = torch.remainder(ends - a_sample * c.samples_per_frame, 1.0)
+    samples = torch.arange(1, c.samples_per_frame + 1, device=hertz.device)[:, None]
+    return (begin[:, :, None] + a_sample[:, :, None] * samples).flatten(1, 2)
