@@ -183,3 +183,5 @@ CHATS_GROWTH_MB = 20.0
 
 # The vocoder's mel in torch (float32, a Fourier transform of 1920) against the same in float64. 5e-6 at a mel of -4.
 NANO_MEL_ABS = 1e-3
+# A loss whose products were rounded to 8 bits, against the exact one. 2e-3.
+NANO_BFLOAT16_RELATIVE = 2e-2

@@ -15,9 +15,11 @@ from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss, seen 
 from samples.nano.codec.mel import FLOOR  # noqa: E402
 from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
 from samples.nano.codec.speech import Utterance  # noqa: E402
+from samples.nano.codec.tokenizer import Tokenizer, tokenizer_loss  # noqa: E402
 from samples.nano.codec.waveform import Waveform  # noqa: E402
 from samples.nano.codec.waveform_loss import spectral_loss, waveform_loss  # noqa: E402
 from samples.nano.settings import TINY  # noqa: E402
+from tests import tolerances  # noqa: E402
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 
@@ -153,3 +155,25 @@ def test_a_sound_is_nearest_to_itself(items: list[Item]) -> None:
     pcm = Crops(items, SOUND, 2, 16, 1).wave(0).pcm
     assert float(spectral_loss(pcm, pcm, SOUND)) == 0
     assert float(spectral_loss(0.5 * pcm, pcm, SOUND)) > 0
+
+
+def test_losses_under_autocast(items: list[Item]) -> None:
+    """On a GPU the trainer computes in bfloat16 where it can: losses are float32 still, and near the exact."""
+    torch.manual_seed(1)
+    crops = Crops(items, SOUND, 2, 20, 1)
+    tokenizer, flow, waveform = Tokenizer(TINY.codec, SOUND), Flow(SIZES), Waveform(SIZES)
+    voice = np.ones(SIZES.flow.speaker_dim, np.float32)
+    losses = (
+        lambda: tokenizer_loss(tokenizer, crops.sound_of(0))[0],
+        lambda: flow_loss(flow, crops.flow(0, NONE, LOOKAHEAD, voice)),
+        lambda: waveform_loss(waveform, crops.wave(0), SOUND)[0],
+    )
+    for loss in losses:
+        found = []
+        for enabled in (False, True):
+            torch.manual_seed(2)
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found.append(loss())
+        assert found[1].dtype == torch.float32
+        found[1].backward()
+        assert abs(float((found[1] / found[0]).detach()) - 1) < tolerances.NANO_BFLOAT16_RELATIVE
