@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         file = fresh / f"part-{n:03}.safetensors"
         with file.open("wb") as out:
             write_tensors(out, part)
+            out.flush()
+            os.fsync(out.fileno())
         parts[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
     shutil.rmtree(target, ignore_errors=True)  # of a run that was killed before it could write state.json
     fresh.rename(target)
