@@ -33,7 +33,7 @@ class Spoken:
 
 
 class HibariVoice:
-    """One synthesizer; the same text, speed, pitch and seed give the same samples."""
+    """One synthesizer; the same text, speed and seed give the same samples."""
 
     def __init__(self) -> None:
         path = model_file(HIBARI)
@@ -48,11 +48,10 @@ class HibariVoice:
         graph.graph.output.append(onnx.helper.make_tensor_value_info(_DURATIONS, onnx.TensorProto.FLOAT, None))
         self._model = Hibari(model=graph.SerializeToString())
 
-    def say(self, text: str, *, speed: float = 1.0, pitch: float = 1.0, seed: int = 0) -> Spoken:
+    def say(self, text: str, *, speed: float = 1.0, seed: int = 0) -> Spoken:
         """
         Args:
             speed: 2 is twice as fast.
-            pitch: factor of the pitch alone; the vocal tract stays.
             seed: of the noise in unvoiced sounds.
         """
         from hibari import dsp
@@ -66,9 +65,8 @@ class HibariVoice:
             ids = self._model.ids(phonemes)
             feeds = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
             *spectra, curve, durations = self._model.sess.run(None, feeds)
-            curve = curve[0] * np.float32(pitch)
-            pcm.append(dsp.synth(*(s[0] for s in spectra), curve, random))
-            f0.append(curve.astype(np.float32))
+            pcm.append(dsp.synth(*(s[0] for s in spectra), curve[0], random))
+            f0.append(curve[0].astype(np.float32))
             starts += [at_s + s for s in _word_starts(phonemes, self._model.vocab, durations)]
             at_s += len(pcm[-1]) / RATE
         known = tuple(round(s, 3) for s in starts) if len(starts) == len(text.split()) else ()

@@ -13,7 +13,8 @@ import numpy as np
 import soxr
 
 from samples.nano.voices import other_voices
-from samples.nano.voices.hibari_voice import HibariVoice, Spoken
+from samples.nano.voices.hibari_voice import F0_RATE, HibariVoice, Spoken
+from samples.nano.voices.pitch import shifted
 from samples.nano.voices.rooms import RATE, Array
 
 PERSONS = 40
@@ -57,8 +58,9 @@ def say(speaker: Speaker, text: str, hibari: HibariVoice) -> Array:
         return at_16k(spoken)
     # Read `tract` times as fast, the sound's pitch, formants and speed all rise by it: pitch and speed are set against.
     tract = speaker.tract
-    spoken = hibari.say(text, speed=speaker.speed / tract, pitch=speaker.pitch / tract)
-    return at_16k(spoken, tract)
+    spoken = hibari.say(text, speed=speaker.speed / tract)
+    pcm = shifted(spoken.pcm, spoken.rate, spoken.f0, F0_RATE, speaker.pitch / tract)
+    return at_16k(Spoken(pcm, spoken.rate), tract)
 
 
 def at_16k(spoken: Spoken, faster: float = 1.0) -> Array:
