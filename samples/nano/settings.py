@@ -164,7 +164,7 @@ SMALL = dataclasses.replace(
     NANO,
     name="small",
     codec=CodecSize(levels=(3,) * 8, width=160, blocks=2),
-    vocoder=VocoderSize(dim=128, depth=4, heads=2, head_dim=64, lookahead_width=128, base_channels=64, f0_channels=64),
+    vocoder=VocoderSize(dim=128, depth=4, heads=2, head_dim=64, lookahead_width=128, base_channels=64, f0_channels=128),
 )
 
 PRESETS: Mapping[str, Settings] = {settings.name: settings for settings in (NANO, SMALL, TINY)}
