@@ -185,3 +185,5 @@ CHATS_GROWTH_MB = 20.0
 NANO_MEL_ABS = 1e-3
 # A loss whose products were rounded to 8 bits, against the exact one. 2e-3.
 NANO_BFLOAT16_RELATIVE = 2e-2
+# Mel error of Griffin-Lim's sound over that of noise. 0.16.
+NANO_GRIFFIN_LIM_RATIO = 0.3

@@ -59,8 +59,12 @@ def test_from_replies_to_sound(command: Command, tmp_path: Path) -> None:
     assert "step 3 of 3" in command("flow", *short)
     assert "step 3 of 3" in command("waveform", *short)
     out = command("resynthesize", "--count", "1", "--no-asr")
-    assert "1 replies each by sound, mel, decoder, flow_streaming, flow_whole" in out
-    for name in ("sound", "flow_streaming"):
+    made = (
+        "sound",
+        *(f"{mel}{by}" for mel in ("mel", "decoder", "flow_streaming", "flow_whole") for by in ("_gl", "")),
+    )
+    assert f"1 replies each by {', '.join(made)} in" in out
+    for name in made:
         pcm, rate = soundfile.read(work / "resynthesized" / f"000_{name}.wav")
         assert rate == TINY.sound.output_rate_hz
         assert len(pcm) == len(codes["Hello."]) * TINY.sound.frames_per_token * TINY.sound.hop_samples
@@ -91,9 +95,10 @@ def test_training_goes_on(command: Command, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:
+    assert "run python -m samples.nano render" in command("resynthesize", status=1)
     assert "run python -m samples.nano render" in command("codec", status=1)
     assert "there is no trained codec" in command("encode", status=1)
     assert "there is no trained flow" in command("vocoder", status=1)
     rendered(tmp_path / "work")
     assert "there is no trained codec" in command("flow", status=1)
-    assert "there is no trained waveform" in command("resynthesize", status=1)
+    assert "1 replies each by sound, mel_gl in" in command("resynthesize", "--no-asr")

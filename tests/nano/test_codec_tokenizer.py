@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install -r samples/nano/requirements.txt")
 
 from edge_sdk.errors import Error  # noqa: E402
+from samples.nano.codec.griffin_lim import griffin_lim  # noqa: E402
 from samples.nano.codec.mel import FLOOR, mel_filters, vocoder_mel  # noqa: E402
 from samples.nano.codec.quantizer import Quantizer  # noqa: E402
 from samples.nano.codec.tokenizer import SoundBatch, Tokenizer, certain, pitch_channels, tokenizer_loss  # noqa: E402
@@ -144,3 +145,15 @@ def test_one_batch_is_learnt() -> None:
         losses.append(float(loss.detach()))
     assert losses[-1] < LEARNT * losses[0]
     assert set(parts) == {"mel", "pitch", "heard"}
+
+
+def test_a_mel_can_be_heard_without_training() -> None:
+    """Griffin-Lim's sound has the mel it was made of, more nearly than noise of the same level has."""
+    pcm = torch.from_numpy(vowel(0.8))
+    mel = vocoder_mel(pcm[None], SOUND)[0]
+    made = griffin_lim(mel, SOUND)
+    assert made.shape == pcm.shape
+    noise = torch.randn(pcm.shape, generator=torch.Generator().manual_seed(1)) * pcm.std()
+    errors = [(vocoder_mel(x[None], SOUND)[0] - mel)[:, 2:-2].abs().mean() for x in (made, noise)]
+    assert errors[0] < tolerances.NANO_GRIFFIN_LIM_RATIO * errors[1]
+    assert torch.equal(made, griffin_lim(mel, SOUND))

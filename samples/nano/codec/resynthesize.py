@@ -1,12 +1,13 @@
 """Says held-out replies through each part of the codec, writes them as WAV, and lets Whisper tiny.en read them.
 
     sound      the synthesizer's own
-    mel        its mel through the waveform part, f0 predicted
-    decoder    codes, the tokenizer's decoder, the waveform part
-    flow       codes, the flow as the device samples it (streaming and whole), the waveform part
+    mel        its mel
+    decoder    codes, then the tokenizer's decoder's mel
+    flow       codes, then the flow's mel as the device samples it, streaming and whole
 
-A chain whose parts are not trained is left out. Word errors count against what Whisper reads in the sound itself: what
-the synthesizer says badly does not count, and is shown by the first line, which is against the text.
+Each mel is made sound by Griffin-Lim, which needs no training (_gl), and by the waveform part with the f0 that it
+predicts. A chain whose parts are not trained is left out. Word errors count against what Whisper reads in the sound
+itself: what the synthesizer says badly does not count, and is shown by the first line, which is against the text.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from edge_sdk.export.noise import initial_noise
 from samples.nano.codec.checkpoint import speaker
 from samples.nano.codec.encode import load_tokenizer
 from samples.nano.codec.flow_loss import seen
-from samples.nano.codec.folders import FLOW
+from samples.nano.codec.folders import CODEC, FLOW, WAVEFORM
+from samples.nano.codec.griffin_lim import griffin_lim
 from samples.nano.codec.mel import vocoder_mel
 from samples.nano.codec.speech import HELD_OUT, Utterance, replies
+from samples.nano.codec.tokenizer import MODEL_NAME
 from samples.nano.codec.waveform import Waveform
 from samples.nano.codec.write_vocoder import load_flow, load_waveform
 from samples.nano.settings import Settings
@@ -56,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     found = chains(options.work, settings)
     folder = options.out or options.work / "resynthesized"
     folder.mkdir(parents=True, exist_ok=True)
-    sounds = {name: [chain(u) for u in utterances] for name, chain in found.items()}
+    with torch.no_grad():
+        sounds = {name: [chain(u) for u in utterances] for name, chain in found.items()}
     for name, made in sounds.items():
         for number, pcm in enumerate(made):
             soundfile.write(folder / f"{number:03}_{name}.wav", pcm, settings.sound.output_rate_hz)
@@ -72,20 +76,17 @@ def report(sounds: dict[str, list[Array]], texts: Sequence[str], rate_hz: int) -
     for name, found in heard.items():
         expected, what = (texts, "the texts") if name == SOUND else (heard[SOUND], "the sound")
         errors = sum(map(word_errors, expected, found), Errors(0, 0))
-        print(f"{name:<16}{errors.rate:7.1%}  {errors.errors} of {errors.words} words against {what}")
+        print(f"{name:<20}{errors.rate:7.1%}  {errors.errors} of {errors.words} words against {what}")
 
 
 def chains(work: Path, settings: Settings) -> dict[str, Chain]:
-    """What can be said with what is trained. Raises Error without a waveform part."""
-    sound, waveform = settings.sound, load_waveform(work, settings)
+    """What can be said with what is trained."""
+    sound = settings.sound
     mel_of: dict[str, Callable[[Utterance], Tensor]] = {
         "mel": lambda u: vocoder_mel(torch.from_numpy(u.pcm.astype(np.float32))[None], sound)
     }
-    try:
+    if (work / CODEC / f"{MODEL_NAME}.json").is_file():
         tokenizer = load_tokenizer(work, settings)
-    except Error as e:
-        print(f"only the waveform part: {e}")
-    else:
 
         def codes(u: Utterance) -> Tensor:
             return torch.from_numpy(tokenizer.codes(u.pcm, u.f0_hz))[None]
@@ -95,13 +96,18 @@ def chains(work: Path, settings: Settings) -> dict[str, Chain]:
             mel_of["flow_streaming"] = lambda u: flow_mel(work, settings, codes(u), masked=True)
             mel_of["flow_whole"] = lambda u: flow_mel(work, settings, codes(u), masked=False)
 
-    def said(name: str) -> Chain:
-        return lambda u: speak_mel(waveform, mel_of[name](u))
+    vocoders: dict[str, Callable[[Tensor], Array]] = {"_gl": lambda mel: griffin_lim(mel[0], sound).numpy()}
+    if (work / WAVEFORM / f"{WAVEFORM}.json").is_file():
+        waveform = load_waveform(work, settings)
+        vocoders[""] = lambda mel: speak_mel(waveform, mel)
 
-    return {SOUND: lambda u: u.pcm, **{name: said(name) for name in mel_of}}
+    def said(name: str, vocoder: str) -> Chain:
+        return lambda u: vocoders[vocoder](mel_of[name](u))
+
+    made = {f"{name}{vocoder}": said(name, vocoder) for name in mel_of for vocoder in vocoders}
+    return {SOUND: lambda u: u.pcm, **made}
 
 
-@torch.no_grad()
 def speak_mel(waveform: Waveform, mel: Tensor) -> Array:
     """mel [1, n_mels, L] -> PCM float32, with the predicted f0, as the device does (but for float64 in f0)."""
     c = waveform.config
@@ -111,7 +117,6 @@ def speak_mel(waveform: Waveform, mel: Tensor) -> Array:
     return found
 
 
-@torch.no_grad()
 def flow_mel(work: Path, settings: Settings, codes: Tensor, *, masked: bool) -> Tensor:
     """codes [1, T] -> mel [1, n_mels, 2T], from the fixed noise, all of the context kept."""
     model = load_flow(work, settings)
