@@ -71,35 +71,22 @@ def merge_checkpoints(
     if not 0.0 <= alpha <= 1.0:
         raise ExportError(f"alpha is {alpha}; give a number from 0 (all of B) to 1 (all of A)")
     _check_output(Path(output))
-    with contextlib.closing(Checkpoint(a)) as first, contextlib.closing(Checkpoint(b)) as second:
-        before = _states(first), _states(second)
-        check_mergeable(first, second)
-        _check_shard_names(first)
-        record = {
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
-            "computed": "alpha * a + (1 - alpha) * b",
-            "alpha": alpha,
-            "a": _source(first, report),
-            "b": _source(second, report),
-            "edge_sdk": __version__,
-        }
-        text = (json.dumps(record, indent=1) + "\n").encode()
-        with BundleWriter(output, hashlib.sha256(text).hexdigest(), resume=resume, overwrite=False) as writer:
-            _check_space(first, writer)
-            for shard in first.shards:
-                if not writer.has(shard.path.name):
-                    _write_shard(writer, shard, first, second, alpha, report)
-            for name in _kept_files(first):
-                with disk_errors(writer.partial):
-                    shutil.copyfile(first.path / name, writer.path(name))
-                writer.finish(name)
-            writer.write(RECORD, text)
-            if (_states(first), _states(second)) != before:
-                raise ExportError("a source file was changed while it was merged: run the merge again")
-            size = sum(entry.size for entry in writer.files.values())
-            path = writer.publish(one_file=False)
-        return MergeReport(path, alpha, len(list(first)), size, _other_dtypes(first, second))
+    try:
+        with contextlib.closing(Checkpoint(a)) as first, contextlib.closing(Checkpoint(b)) as second:
+            before = _states(first), _states(second)
+            check_mergeable(first, second)
+            _check_shard_names(first)
+            record = _record(first, second, alpha, report)
+            with BundleWriter(output, hashlib.sha256(record).hexdigest(), resume=resume, overwrite=False) as writer:
+                _write(writer, first, second, alpha, report)
+                writer.write(RECORD, record)
+                if (_states(first), _states(second)) != before:
+                    raise ExportError("a source file was changed while it was merged: run the merge again")
+                size = sum(entry.size for entry in writer.files.values())
+                path = writer.publish(one_file=False)
+            return MergeReport(path, alpha, len(list(first)), size, _other_dtypes(first, second))
+    except OSError as e:  # of a source: what the output's disk says is an ExportError by now
+        raise CheckpointError(f"cannot read '{e.filename}': {e.strerror or e}") from e
 
 
 def _check_output(path: Path) -> None:
@@ -120,6 +107,29 @@ def _check_space(a: Checkpoint, writer: BundleWriter) -> None:
     free = shutil.disk_usage(writer.partial).free
     if needed > free:
         raise ExportError(f"{needed / 1e9:.1f} GB are needed for '{writer.output}', {free / 1e9:.1f} GB are free there")
+
+
+def _record(a: Checkpoint, b: Checkpoint, alpha: float, report: Progress) -> bytes:
+    """merge.json: what was merged. Its hash tells whether an interrupted merge was of the same."""
+    record = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "computed": "alpha * a + (1 - alpha) * b",
+        "alpha": alpha,
+        "a": _source(a, report),
+        "b": _source(b, report),
+        "edge_sdk": __version__,
+    }
+    return (json.dumps(record, indent=1) + "\n").encode()
+
+
+def _write(writer: BundleWriter, a: Checkpoint, b: Checkpoint, alpha: float, report: Progress) -> None:
+    _check_space(a, writer)
+    for shard in a.shards:
+        if not writer.has(shard.path.name):
+            _write_shard(writer, shard, a, b, alpha, report)
+    for name in _kept_files(a):
+        writer.write(name, (a.path / name).read_bytes())
 
 
 def _write_shard(

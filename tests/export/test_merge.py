@@ -359,6 +359,15 @@ def test_a_source_that_changes_meanwhile(pair: Folders, tmp_path: Path) -> None:
     assert "a source file was changed while it was merged" in refused(*pair, ExportError, progress=touch)
 
 
+@pytest.mark.parametrize("moment", ["hashing a", "merging"])
+def test_a_source_that_goes_away(pair: Folders, moment: str) -> None:
+    def remove(what: str, done: int, total: int) -> None:
+        if what.startswith(moment):
+            (pair[1] / SINGLE).unlink(missing_ok=True)
+
+    assert refused(*pair, progress=remove) == f"cannot read '{pair[1] / SINGLE}': No such file or directory"
+
+
 def test_a_source_that_becomes_shorter(pair: Folders) -> None:
     def cut(what: str, done: int, total: int) -> None:
         if what == "hashing b" and done == total:
