@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_sdk.export.random_checkpoint.specs import ADDED_TOKENS
@@ -13,6 +14,9 @@ from samples.nano.settings import PRESETS
 from samples.nano.texts.dialogues import dialogues
 from samples.nano.texts.grid import align, missing_groups, word_steps, words_of
 from samples.nano.texts.train_tokenizer import read_tokenizer
+from samples.nano.voices.grid_report import STEP_S, grid_report
+from samples.nano.voices.hibari_voice import Spoken
+from samples.nano.voices.shards import Clip
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,25 @@ def test_pieces_know_their_words_and_words_their_steps() -> None:
     pieces = ["Turn", "ed", " on", ",", " it", " is", " off", "."]
     assert words_of(pieces) == [0, 0, 1, 1, 2, 3, 4, 4]
     assert word_steps(words_of(pieces), [0.0, 0.5, 1.0, 1.3, 2.0], lead_s=0.4) == [0, 0, 0, 0, 2, 4, 8, 8]
+
+
+def test_the_report_counts_words_that_the_voice_begins_before_their_text(work: Path) -> None:
+    """An id in step n is known from step n + 1 on: at 0.2 s a step the words' ids lie n * 0.2 s and more behind."""
+    tokenizer = read_tokenizer(work / "tokenizer")
+    text = "Turn it off."
+    ids = tokenizer.encode_plain(text)
+    last = {word: n for n, word in enumerate(words_of([tokenizer.decode([i]) for i in ids]))}
+    known = [(last[word] + 1) * STEP_S for word in range(3)]
+
+    def clip(starts: list[float], seconds: float) -> Clip:
+        return Clip(text, Spoken(np.zeros(round(24000 * seconds), np.float32), 24000, word_starts_s=tuple(starts)), {})
+
+    in_time, late = clip([s + 0.1 for s in known], 4.0), clip([known[0] + 0.1, known[1] - 0.05, known[2] + 0.1], 0.3)
+    report = grid_report([in_time, late], tokenizer)
+    assert report["replies"] == 2
+    assert report["words"] == 6
+    assert report["late_words"] == 1
+    assert report["least_lead_s"] == -0.05
+    assert report["text_longer_than_speech"] == 1
+    assert report["ids_a_second"] == round(2 * len(ids) / 4.3, 2)
+    assert report["most_ids_a_step"] == len(ids) / 2

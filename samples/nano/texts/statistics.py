@@ -56,9 +56,11 @@ def count(dialogues: Iterable[Dialogue]) -> Statistics:
 
 
 def leaks(train: Statistics, held_out: Statistics) -> list[str]:
-    """Phrasings and values of one set that stand in the other as well. Sections too small to be split (one or two
-    lines) do not count."""
+    """Phrasings, values and whole questions of one set that stand in the other as well. Phrasings of sections too small
+    to be split (one or two lines) do not count."""
     from samples.nano.texts.grammar import lines
 
     both = sorted(t for t in train.phrasings & held_out.phrasings if len(lines(t.partition(":")[0])) > 2)
+    questions = {text for texts in train.asked.values() for text in texts}
+    both += sorted(text for texts in held_out.asked.values() for text in texts if text in questions)
     return both + [f"{act} {values}" for act, values in sorted(train.values & held_out.values)]

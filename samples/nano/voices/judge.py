@@ -66,7 +66,7 @@ def word_errors(text: str, heard: str) -> Errors:
 
 
 def _words(text: str) -> list[str]:
-    text = re.sub(r"(\d)[.:](\d\d)\b", r"\1 \2", text.replace(":00", ""))
+    text = re.sub(r"(\d)[.:](\d\d)(?!\d)", r"\1 \2", text.replace(":00", ""))
     text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", lambda match: ordinal(int(match[1])), text)
     text = re.sub(r"\b([ap])\.?\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)
     for unit, name in _UNITS.items():

@@ -45,16 +45,7 @@ def _run(command: Sequence[str], text: str) -> Spoken:
     if shutil.which(command[0]) is None:
         raise Error(f"the program {command[0]} is not installed: apt-get install {command[0]}, or render without it")
     done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
-    data = _whole_header(done.stdout)
-    if done.returncode or len(data) <= 44:
-        raise Error(f"{command[0]} failed with exit status {done.returncode}: {done.stderr.decode()[:200].strip()}")
-    pcm, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-    return Spoken(pcm, rate)
-
-
-def _whole_header(data: bytes) -> bytes:
-    """Written to a pipe, a WAV does not know its length yet; the sizes are set here."""
-    if data[:4] != b"RIFF" or data[36:40] != b"data":
-        return data
-    size = len(data)
-    return data[:4] + (size - 8).to_bytes(4, "little") + data[8:40] + (size - 44).to_bytes(4, "little") + data[44:]
+    if done.returncode or not done.stdout:
+        said = done.stderr.decode(errors="replace")[:200].strip()
+        raise Error(f"{command[0]} wrote no sound (exit status {done.returncode}): {said}")
+    return Spoken(*soundfile.read(io.BytesIO(done.stdout), dtype="float32"))

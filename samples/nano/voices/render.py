@@ -18,13 +18,15 @@ from typing import Any
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
 from samples.nano.texts.plain import stories
+from samples.nano.texts.train_tokenizer import read_tokenizer
 from samples.nano.voices import other_voices
 from samples.nano.voices.conditions import hear
+from samples.nano.voices.grid_report import grid_report
 from samples.nano.voices.hibari_voice import HibariVoice, Spoken
 from samples.nano.voices.jobs import SETS, SPLITS, Job, reply_jobs, user_jobs
 from samples.nano.voices.packages import HIBARI, model_file
 from samples.nano.voices.rooms import RATE, Array
-from samples.nano.voices.shards import fingerprint, is_whole, write_shard
+from samples.nano.voices.shards import fingerprint, is_whole, read_clips, write_shard
 from samples.nano.voices.speakers import PERSONS, person, say
 
 VERSION = 1  # of what the samples depend on beside the seed; raised when a sound changes
@@ -60,13 +62,21 @@ def run(options: argparse.Namespace) -> int:
             jobs = user_jobs(texts, options.seed, engines, splits=splits, takes=options.takes, snr_db=options.snr)
             used = engines
         report[name] = render(out / name, jobs[: options.limit], used, clips=options.shard, processes=options.jobs)
+        tokenizer = options.work / "tokenizer"
+        if name == "replies" and (tokenizer / "tokenizer.json").is_file():
+            report[name]["grid"] = grid_report(read_clips(out / name), read_tokenizer(tokenizer))
     if options.json:
         print(json.dumps(report))
     else:
-        for name, told in report.items():
-            print(f"{name}: {told['clips']} clips, {told['seconds'] / 60:.1f} minutes, {told['rendered']} shards made,")
-            print(f"    {told['kept']} kept, in {out / name}; voices: {', '.join(told['voices'])}")
+        print("\n".join(line for name, told in report.items() for line in _readable(told, out / name)))
     return 0
+
+
+def _readable(told: dict[str, Any], folder: Path) -> Iterator[str]:
+    yield f"{folder.name}: {told['clips']} clips, {told['seconds'] / 60:.1f} minutes, in {folder}"
+    yield f"    {told['rendered']} shards made, {told['kept']} kept; voices: {', '.join(told['voices'])}"
+    if "grid" in told:
+        yield "    on the 5 Hz grid: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in told["grid"].items())
 
 
 def render(

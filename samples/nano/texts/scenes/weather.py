@@ -52,7 +52,7 @@ def warm(draw: Draw) -> Scene:
         draw.ask("weather.warm", asked, city=city, day=_phrase(when)),
         draw.call(tools.call("get_weather", city=city, day=when)),
         draw.result(tools.result(condition=condition, degrees=degrees)),
-        draw.say("weather.warm", [f"{said} degree|{said} degrees", city], city=city, degrees=said),
+        draw.say("weather.warm", [f"{said} degrees", city], city=city, degrees=said),
     )
     return Scene(turns, needs=("get_weather",))
 
@@ -72,14 +72,14 @@ def _told(draw: Draw, asked: Asked) -> tuple[Turn, ...]:
         return call, failed, draw.say("weather.failed", ["can't|cannot"])
     said = {"city": city, "condition": condition, "degrees": numbers.speak(degrees)}
     act = "weather.today" if when == "today" else "weather.day"
-    facts = [city, condition, f"{said['degrees']} degree|{said['degrees']} degrees"]
+    facts = [city, condition, f"{said['degrees']} degrees"]
     slots = said if when == "today" else said | {"day": _phrase(when)}
     return call, draw.result(tools.result(condition=condition, degrees=degrees)), draw.say(act, facts, **slots)
 
 
 def _weather(random: Random) -> Asked:
-    """Any day; snow in the cold alone, so that what is said makes sense."""
-    degrees = random.randint(-9, 36)
+    """Any day; snow in the cold alone, so that what is said makes sense. Not one degree, for the plural's sake."""
+    degrees = random.choice([d for d in range(-9, 37) if abs(d) != 1])
     conditions = [c for c in words("conditions") if degrees < 3 or c != "snowy"]
     conditions = [c for c in conditions if degrees > 0 or c != "rainy"]
     return random.choice(words("cities")), random.choice(words("days")), random.choice(conditions), degrees
@@ -87,7 +87,7 @@ def _weather(random: Random) -> Asked:
 
 def _weather_with_much_rain(random: Random) -> Asked:
     city, when, condition, degrees = _weather(random)
-    return (city, when, "rainy", abs(degrees)) if random.random() < 0.4 else (city, when, condition, degrees)
+    return (city, when, "rainy", abs(degrees) + 2) if random.random() < 0.4 else (city, when, condition, degrees)
 
 
 def _phrase(when: str) -> str:
