@@ -232,6 +232,8 @@ class WaveformConfig(Section):
     lookahead_frames: int  # right context of conv_pre
     f0_lookahead_frames: int  # right context of the f0 predictor
     source_noise_skip: int  # draws of the seeded generator before the first excitation noise value
+    # The excitation's sines run through a frame. Upstream's keep one value for as long as a frame lasts.
+    running_phase: bool = False
 
     @property
     def samples_per_frame(self) -> int:

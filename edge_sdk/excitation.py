@@ -56,23 +56,47 @@ class Excitation:
     def frames(self, f0: Array) -> Array:
         """f0 of the next n frames, float64 [n] in Hz -> float32 [n * samples_per_frame, harmonics + 1].
 
-        Per harmonic a sine that keeps one value through a frame (that is what upstream's upsampling makes of it), and
-        uniform noise: faint where the frame is voiced, a third of the sine's amplitude where it is not.
+        Per harmonic a sine, and uniform noise: faint where the frame is voiced, a third of the sine's amplitude where
+        it is not.
         """
         c = self._config
         hertz = f0.astype(_f4)
         voiced = hertz > _f4(c.voiced_threshold_hz)
+        sine = self._running(hertz) if c.running_phase else self._held(hertz)
+        sine *= voiced[:, None, None]
+        level = np.where(voiced, _f4(c.noise_sigma), _f4(c.sine_amplitude) / _f4(3))
+        width = len(self._multiples)
+        rows = uniform_noise(self._generator, len(f0) * c.samples_per_frame * width)
+        rows = rows.reshape(len(f0), c.samples_per_frame, width)
+        rows *= level[:, None, None]
+        rows += sine
+        return rows.reshape(-1, width)
+
+    def _held(self, hertz: Array) -> Array:
+        """Sines that keep one value through a frame, which is what upstream's upsampling makes of them:
+        float32 [n, 1, harmonics + 1]."""
+        c = self._config
         turns = np.mod(hertz[:, None] * self._multiples / _f4(c.sample_rate), _f4(1))
         # The first addition in the sum is to what came before, so that any cutting into calls adds in the same order.
         total = np.cumsum(np.concatenate([self._turns[None], turns.astype(np.float64)]), axis=0)
         self._turns = total[-1]
         phase = total[1:].astype(_f4) * _f4(2) * _f4(np.pi) * _f4(c.samples_per_frame)
         # Arguments reach millions of radians: a float64 sine, rounded, is the same on every machine.
-        sine = _f4(c.sine_amplitude) * np.sin(phase.astype(np.float64)).astype(_f4) * voiced[:, None]
-        level = np.where(voiced, _f4(c.noise_sigma), _f4(c.sine_amplitude) / _f4(3))
-        width = len(self._multiples)
-        rows = uniform_noise(self._generator, len(f0) * c.samples_per_frame * width)
-        rows = rows.reshape(len(f0), c.samples_per_frame, width)
-        rows *= level[:, None, None]
-        rows += sine[:, None, :]
-        return rows.reshape(-1, width)
+        sine: Array = _f4(c.sine_amplitude) * np.sin(phase.astype(np.float64)).astype(_f4)
+        return sine[:, None, :]
+
+    def _running(self, hertz: Array) -> Array:
+        """Sines of a frame's f0 that go on from where the frame before ended: float32 [n, samples, harmonics + 1].
+
+        Turns in float64, whole ones taken off at each frame's end, so that they stay exact however long it lasts.
+        """
+        c = self._config
+        a_sample = hertz[:, None].astype(np.float64) * self._multiples / c.sample_rate
+        begin = np.empty_like(a_sample)
+        for k, turns in enumerate(a_sample * c.samples_per_frame):
+            begin[k] = self._turns
+            self._turns = np.mod(self._turns + turns, 1.0)
+        samples = np.arange(1, c.samples_per_frame + 1)[:, None]
+        turns = begin[:, None, :] + a_sample[:, None, :] * samples
+        sine: Array = _f4(c.sine_amplitude) * np.sin(2 * np.pi * turns).astype(_f4)
+        return sine

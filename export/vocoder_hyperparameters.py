@@ -124,6 +124,7 @@ def _hift(top: Section, hift: Section, mels: int) -> WaveformConfig:
         lookahead_frames=hift.integer("conv_pre_look_right"),
         f0_lookahead_frames=LATER,
         source_noise_skip=LATER,
+        running_phase=hift.choice("nsf_phase", {"held": False, "running": True}, "held"),  # ours: docs/vocoder.md
     )
     for section in (hift, stft, predictor):
         section.close()

@@ -13,11 +13,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from edge_sdk.errors import CheckpointError
+
+_T = TypeVar("_T")
 
 MAX_BYTES = 1 << 20  # the released file has 8 kB
 _MAX_REFS = 32  # a chain of references longer than this is a circle
@@ -202,6 +204,14 @@ class Section:
         found = self._get(key)
         if found not in allowed and (found is not None or key in self._values):
             self.problem(f"'{key}' is {found!r}; supported: {', '.join(map(repr, allowed))}")
+
+    def choice(self, key: str, meanings: Mapping[str, _T], default: str) -> _T:
+        """What the key's word means; it may be missing."""
+        found = self._get(key) if key in self._values else default
+        if not isinstance(found, str) or found not in meanings:
+            self.problem(f"'{key}' is {found!r}; supported: {', '.join(map(repr, meanings))}")
+            found = default
+        return meanings[found]
 
     def same(self, key: str, want: int | float, what: str) -> None:
         """The key must repeat a number that stands elsewhere in the file."""

@@ -190,3 +190,9 @@ LOSS_ABS = 1e-4
 SUM_RELATIVE = 1e-5
 # The same loss in bfloat16, 8 bits. 7e-5.
 HALF_LOSS_RELATIVE = 1e-2
+# The vocoder's mel in torch (float32, a Fourier transform of 1920) against the same in float64. 5e-6 at a mel of -4.
+NANO_MEL_ABS = 1e-3
+# A loss whose products were rounded to 8 bits, against the exact one. 2e-3.
+NANO_BFLOAT16_RELATIVE = 2e-2
+# Mel error of Griffin-Lim's sound over that of noise. 0.16.
+NANO_GRIFFIN_LIM_RATIO = 0.3

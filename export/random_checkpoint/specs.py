@@ -174,6 +174,7 @@ class VocoderSpec:
     position_kernel: int = 31
     position_groups: int = 16
     voices: tuple[str, ...] = ("random",)
+    running_phase: bool = False  # not as in the released model: see docs/vocoder.md
 
     def __post_init__(self) -> None:
         if self.dim % self.position_groups or self.base_channels % 8 or self.head_dim % 2:

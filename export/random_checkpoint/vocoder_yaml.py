@@ -1,4 +1,4 @@
-"""`cosyvoice3.yaml` of a random vocoder: the released file's keys and tags, with the sizes of a spec."""
+"""`cosyvoice3.yaml` of a vocoder that is made here: the released file's keys and tags, with the sizes of a spec."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ HARMONICS, ISTFT_N_FFT, ISTFT_HOP, LOOKAHEAD_FRAMES = 8, 16, 4, 4
 UPSAMPLE_RATES, UPSAMPLE_KERNELS = (8, 5, 3), (16, 11, 7)
 RESBLOCK_KERNELS, SOURCE_RESBLOCK_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
 
+RANDOM = "A random CosyVoice3 vocoder, made by edge_sdk.export.random_checkpoint. What it says is noise."
+
 _TEMPLATE = """\
-# A random CosyVoice3 vocoder, made by edge_sdk.export.random_checkpoint. What it says is noise.
+# {about}
 __set_seed1: !apply:random.seed [1986]
 __set_seed2: !apply:numpy.random.seed [1986]
 __set_seed3: !apply:torch.manual_seed [1986]
@@ -89,7 +91,7 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
     nsf_alpha: 0.1
     nsf_sigma: 0.003
     nsf_voiced_threshold: 10
-    upsample_rates: {upsample_rates}
+{phase}    upsample_rates: {upsample_rates}
     upsample_kernel_sizes: {upsample_kernels}
     istft_params:
         n_fft: {n_fft}
@@ -141,9 +143,11 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 """
 
 
-def vocoder_yaml(spec: VocoderSpec) -> str:
-    """The file's text. Tags are data to every reader of ours; upstream's loader would build its classes from them."""
+def vocoder_yaml(spec: VocoderSpec, about: str = RANDOM) -> str:
+    """The file's text, `about` (one line) its first comment. Tags are data to every reader of ours; upstream's loader
+    would build its classes from them."""
     return _TEMPLATE.format(
+        about=about,
         speaker_dim=SPEAKER_DIM,
         codes=spec.codes,
         mels=MELS,
@@ -165,4 +169,5 @@ def vocoder_yaml(spec: VocoderSpec) -> str:
         resblock_kernels=list(RESBLOCK_KERNELS),
         source_resblock_kernels=list(SOURCE_RESBLOCK_KERNELS),
         dilations=list(DILATIONS),
+        phase="    nsf_phase: running\n" if spec.running_phase else "",
     )

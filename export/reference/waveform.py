@@ -50,20 +50,36 @@ class WaveformReference:
         return np.abs(linear(x.T, weight, bias))[:, 0]
 
     def harmonics(self, f0: Array, noise: Array) -> dict[str, Array]:
-        """f0 [L] in Hz, noise uniform [samples, H] -> sine_per_frame [L, H], uv [L], and source [samples]."""
+        """f0 [L] in Hz, noise uniform [samples, H] -> uv [L], source [samples], and, if the phase of a frame is
+        held, sine_per_frame [L, H]."""
         c, f4 = self.config, np.float32
         voiced = f0.astype(f4) > f4(c.voiced_threshold_hz)
         multiples = np.arange(1, c.harmonics + 2, dtype=f4)
+        if c.running_phase:
+            return self._excited(self._running(f0, multiples) * voiced[:, None, None], voiced, noise)
         turns = (f0.astype(f4)[:, None] * multiples) / f4(c.sample_rate) % f4(1)
         # torch sums float32 in a double and rounds each result; the rest of the phase is float32
         total = np.cumsum(turns.astype(np.float64), axis=0).astype(f4)
         phase = total * f4(2) * f4(np.pi) * f4(c.samples_per_frame)
         sine = f4(c.sine_amplitude) * np.sin(phase.astype(np.float64)).astype(f4) * voiced[:, None]
+        held = np.repeat(sine[:, None], c.samples_per_frame, axis=1)
+        return {"sine_per_frame": sine, **self._excited(held, voiced, noise)}
+
+    def _running(self, f0: Array, multiples: Array) -> Array:
+        """Sines to whose phase every sample adds its frame's f0, [L, samples_per_frame, H]."""
+        c, f4 = self.config, np.float32
+        hertz = np.repeat(f0.astype(f4), c.samples_per_frame).astype(np.float64)
+        turns = np.cumsum(hertz[:, None] * multiples / c.sample_rate, axis=0) % 1
+        sine: Array = f4(c.sine_amplitude) * np.sin(2 * np.pi * turns).astype(f4)
+        return sine.reshape(len(f0), c.samples_per_frame, -1)
+
+    def _excited(self, sine: Array, voiced: Array, noise: Array) -> dict[str, Array]:
+        """sine [L, samples_per_frame, H], voiced [L], noise [samples, H] -> uv and source."""
+        c, f4 = self.config, np.float32
         level = np.where(voiced, f4(c.noise_sigma), f4(c.sine_amplitude) / f4(3))
-        spread = [np.repeat(x, c.samples_per_frame, axis=0) for x in (sine, level[:, None])]
-        mixed = spread[0] + spread[1] * noise
+        mixed = sine.reshape(noise.shape) + np.repeat(level[:, None], c.samples_per_frame, axis=0) * noise
         merged = linear(mixed, *(self._read(f"m_source.l_linear.{part}") for part in ("weight", "bias")))
-        return {"sine_per_frame": sine, "uv": voiced.astype(np.uint8), "source": np.tanh(merged[:, 0])}
+        return {"uv": voiced.astype(np.uint8), "source": np.tanh(merged[:, 0])}
 
     def stft(self, source: Array) -> Array:
         """[samples] -> [n_fft + 2, samples / hop + 1]: real parts, then imaginary parts; edges mirrored."""

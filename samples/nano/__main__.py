@@ -90,7 +90,8 @@ def _module(name: str):  # type: ignore[no-untyped-def]  # a module with two fun
 
 
 def _list_commands() -> None:
-    print("python -m samples.nano COMMAND [--preset nano|tiny] [--work FOLDER] ...; COMMAND --help explains one\n")
+    presets = "|".join(PRESETS)
+    print(f"python -m samples.nano COMMAND [--preset {presets}] [--work FOLDER] ...; COMMAND --help explains one\n")
     for name, module in COMMANDS.items():
         print(f"  {name:<14}{summary(module)}")
 

@@ -7,6 +7,7 @@ cosyvoice3.yaml from them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class VocoderSize:
     lookahead_width: int
     base_channels: int
     f0_channels: int
+    running_phase: bool = True  # without a discriminator, held phases are not learnt to be a voice (docs/NOTES.md)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Settings:
             base_channels=v.base_channels,
             f0_channels=v.f0_channels,
             voices=(self.voice,),
+            running_phase=v.running_phase,
         )
 
 
@@ -156,4 +159,12 @@ TINY = Settings(
     text_tokens=500,
 )
 
-PRESETS: Mapping[str, Settings] = {settings.name: settings for settings in (NANO, TINY)}
+# A codec and a vocoder whose recipe a CPU can show in minutes; the language half is nano's.
+SMALL = dataclasses.replace(
+    NANO,
+    name="small",
+    codec=CodecSize(levels=(3,) * 8, width=160, blocks=2),
+    vocoder=VocoderSize(dim=128, depth=4, heads=2, head_dim=64, lookahead_width=128, base_channels=64, f0_channels=128),
+)
+
+PRESETS: Mapping[str, Settings] = {settings.name: settings for settings in (NANO, SMALL, TINY)}

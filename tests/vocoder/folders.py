@@ -51,6 +51,7 @@ class Sizes:
     source_kernels: tuple[int, ...] = (7, 7, 11)
     look_right: int = 4
     post_kernel: int = 7
+    running_phase: bool = False
 
     @property
     def sample_rate(self) -> int:
@@ -157,6 +158,7 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
     nsf_alpha: 0.1
     nsf_sigma: 0.003
     nsf_voiced_threshold: 10
+    {"nsf_phase: running" if s.running_phase else ""}
     upsample_rates: {list(s.rates)}
     upsample_kernel_sizes: {list(s.kernels)}
     istft_params: {{n_fft: {s.n_fft}, hop_len: {s.hop}}}

@@ -38,6 +38,7 @@ CASES = {
     ),
     "a window of three hops": Sizes(rates=(5, 3), kernels=(8, 5), source_kernels=(3, 3), n_fft=12, hop=4),
     "other looks to the right": Sizes(look_right=6, f0_first_kernel=7, f0_kernel=5, post_kernel=3),
+    "a phase that runs": Sizes(running_phase=True, harmonics=5),
     "f0 looks further than the trunk": Sizes(look_right=1, f0_first_kernel=6),
 }  # fmt: skip
 

@@ -129,14 +129,29 @@ def test_excitation(tiny_waveform: Waveform) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6))
-def test_excitation_in_pieces_is_the_same_to_the_bit(tiny_waveform: Waveform, cuts: list[int]) -> None:
+@given(running=st.booleans(), cuts=st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_excitation_in_pieces_is_the_same_to_the_bit(tiny_waveform: Waveform, running: bool, cuts: list[int]) -> None:
     f0 = goldens.arrays("offline_137")["f0"][: sum(cuts)]
-    whole = Excitation(tiny_waveform.config).frames(f0)
-    pieces = Excitation(tiny_waveform.config)
+    config = dataclasses.replace(tiny_waveform.config, running_phase=running)
+    whole = Excitation(config).frames(f0)
+    pieces = Excitation(config)
     bounds = np.cumsum([0, *cuts])
     found = [pieces.frames(f0[a:b]) for a, b in itertools.pairwise(bounds) if a < len(f0)]
     np.testing.assert_array_equal(np.concatenate(found), whole)
+
+
+def test_a_running_phase_is_a_tone(tiny_waveform: Waveform) -> None:
+    """Overtone h of a constant f0 is sin(2 pi (h + 1) f0 t), from the first sample on, whatever the frames; after
+    half a minute too. Under it lies the noise."""
+    config = dataclasses.replace(tiny_waveform.config, running_phase=True)
+    f0, frames = 217.3, 1500
+    rows = Excitation(config).frames(np.full(frames, f0))
+    t = np.arange(1, frames * config.samples_per_frame + 1) / config.sample_rate
+    hertz = np.float64(np.float32(f0)) * np.arange(1, config.harmonics + 2)
+    for part in (slice(0, 2000), slice(-2000, None)):
+        above = rows[part] - config.sine_amplitude * np.sin(2 * np.pi * t[part, None] * hertz)
+        assert above.min() > -tolerances.SINE_ABS
+        assert above.max() < config.noise_sigma + tolerances.SINE_ABS
 
 
 def test_excitation_starts_again_after_reset(tiny_waveform: Waveform) -> None:

@@ -41,6 +41,18 @@ def test_golden_file_gives_the_fixture_sizes() -> None:
     assert waveform.audio_limit == constants["audio_limit"]
 
 
+@pytest.mark.parametrize(("word", "running"), [("running", True), ("held", False)])
+def test_how_the_phase_goes(tmp_path: Path, word: str, running: bool) -> None:
+    """Our own key; upstream's files do not have it, and hold."""
+    text = GOLDEN_TEXT.replace("    nsf_alpha:", f"    nsf_phase: {word}\n    nsf_alpha:")
+    (tmp_path / "cosyvoice3.yaml").write_text(text)
+    assert read_hyperparameters(tmp_path / "cosyvoice3.yaml").waveform.running_phase is running
+    assert not read_hyperparameters(goldens.TINY / "cosyvoice3.yaml").waveform.running_phase
+    assert "hift: 'nsf_phase' is 'walking'; supported: 'held', 'running'" in refusal(
+        tmp_path, text.replace(f"nsf_phase: {word}", "nsf_phase: walking")
+    )
+
+
 def test_tags_are_kept_and_run_nothing(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     text = GOLDEN_TEXT + (

@@ -1,0 +1,62 @@
+"""Conditional flow matching: what the flow learns from pairs of codes and mels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samples.nano.codec.flow import Flow
+
+# cosyvoice3.yaml's cfm_params: smallest noise that a path ends with, share of rows without condition.
+SIGMA_MIN = 1e-6
+UNCONDITIONAL_SHARE = 0.2
+MASKED_SHARE = 0.5  # of the calls that see through the chunk mask, as upstream was trained
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Codes int64 [B, T + lookahead_tokens] (`codebook_size`: none), mel [B, L, n_mels], valid bool [B, L]: frames
+    that are sound and not filling, speaker [B, speaker_dim]."""
+
+    codes: Tensor
+    mel: Tensor
+    valid: Tensor
+    speaker: Tensor
+
+
+def flow_loss(model: Flow, batch: FlowBatch) -> Tensor:
+    """Mean squared error of the velocity on straight paths from noise to mel (OT-CFM), cosine times as the sampler's.
+
+    Some calls see through the chunk mask and some see everything, so that streaming and whole synthesis are both modes
+    that the model knows. Random numbers are torch's own.
+    """
+    rows, device = len(batch.mel), batch.mel.device
+    t = 1 - torch.cos(0.5 * math.pi * torch.rand(rows, device=device))
+    noise = torch.randn_like(batch.mel)
+    kept = torch.rand(rows, device=device) >= UNCONDITIONAL_SHARE
+    masked = bool(torch.rand(()) < MASKED_SHARE)
+    at = t[:, None, None]
+    x = (1 - (1 - SIGMA_MIN) * at) * noise + at * batch.mel
+    target = batch.mel - (1 - SIGMA_MIN) * noise
+    mu = model.tokens(batch.codes) * kept[:, None, None]
+    speaker = model.speaker(batch.speaker) * kept[:, None]
+    mask = seen(batch.valid, model.config.chunk_frames if masked else None)
+    error = (model.velocity(x, mu, speaker, t, mask).float() - target) ** 2
+    return (error.mean(dim=-1) * batch.valid).sum() / batch.valid.sum()
+
+
+def seen(valid: Tensor, block: int | None) -> Tensor:
+    """valid bool [B, L] -> which frames a frame sees, bool [B, 1, L, L]: its block of `block` frames and those before
+    it (None: all), of them those that are sound."""
+    frames = valid.shape[1]
+    number = torch.arange(frames, device=valid.device) // (block or frames)
+    return (number[:, None] >= number)[None, None] & valid[:, None, None, :]
+
+
+def begin_near(model: Flow, mels: Tensor) -> None:
+    """Let the model begin with what is mostly right: a velocity towards the mean of `mels` [frames, n_mels]."""
+    with torch.no_grad():
+        model.decoder["estimator"].proj_out.bias.copy_(mels.mean(dim=0))

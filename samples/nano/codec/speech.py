@@ -1,0 +1,56 @@
+"""The reply voice's rendered speech as the codec takes it: whole codes of 40 ms, f0 at the mel's frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_sdk.errors import Error
+from samples.nano.settings import Sound
+from samples.nano.voices.hibari_voice import F0_RATE, Spoken
+from samples.nano.voices.shards import read_clips
+
+TRAIN, HELD_OUT = "train", "held_out"
+_VOICED_HZ = 40.0  # below this the synthesizer's f0 means no voice
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """One reply. pcm float32 [N] at 24 kHz; f0_hz float32 [frames] of 20 ms, 0: no voice."""
+
+    text: str
+    split: str
+    pcm: Array
+    f0_hz: Array
+
+
+def replies(work: Path, sound: Sound) -> Iterator[Utterance]:
+    """Every rendered reply. Raises Error if there are none."""
+    for clip in read_clips(work / "speech" / "replies"):
+        yield utterance(clip.text, str(clip.asked["split"]), clip.spoken, sound)
+
+
+def utterance(text: str, split: str, spoken: Spoken, sound: Sound) -> Utterance:
+    """The same sound, silence behind it until its last code is whole."""
+    if spoken.rate != sound.output_rate_hz:
+        raise Error(f"replies are spoken at {spoken.rate} Hz, the vocoder makes {sound.output_rate_hz}")
+    token = sound.hop_samples * sound.frames_per_token
+    pcm = np.pad(spoken.pcm, (0, -len(spoken.pcm) % token))
+    return Utterance(text, split, pcm, resampled_f0(spoken.f0, len(pcm) // sound.hop_samples, sound.frame_rate_hz))
+
+
+def resampled_f0(f0: Array, frames: int, rate_hz: int) -> Array:
+    """The synthesizer's curve at the middles of `frames` mel frames, float32, 0 behind its end. Only between two
+    voiced values is anything interpolated."""
+    at = (np.arange(frames) + 0.5) * F0_RATE / rate_hz - 0.5
+    curve = np.pad(f0, (0, max(0, int(np.ceil(at[-1])) + 1 - len(f0)))) if frames else f0
+    left, right, nearest = (curve[part(at).clip(0).astype(int)] for part in (np.floor, np.ceil, np.round))
+    between = np.interp(at, np.arange(len(curve)), curve)
+    smooth = np.minimum(left, right) > _VOICED_HZ
+    return np.where(nearest > _VOICED_HZ, np.where(smooth, between, nearest), 0).astype(np.float32)

@@ -1,0 +1,104 @@
+"""The codec's commands in order, at the tiny size: from replies to a bundle that says what was encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("torch", reason="training needs PyTorch: pip install -r samples/nano/requirements.txt")
+pytest.importorskip("onnx")
+pytest.importorskip("hibari", reason="the reply voice needs hibari-tts: pip install -r samples/nano/requirements.txt")
+
+from edge_sdk.bundle import Bundle
+from edge_sdk.export.pipeline import ExportOptions, export_bundle
+from edge_sdk.vocoder import Vocoder
+from samples.nano.__main__ import main
+from samples.nano.codec.encode import load_tokenizer, reply_codes
+from samples.nano.codec.folders import CODEC
+from samples.nano.settings import TINY
+from samples.nano.training_state import saved_step
+from samples.nano.voices.jobs import Job
+from samples.nano.voices.render import render
+
+Command = Callable[..., str]
+REPLIES = ("It is five.", "The lights are on.", "Hello.")
+
+
+@pytest.fixture
+def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in a work folder of its own; gives what it printed, an error's line included."""
+
+    def call(name: str, *options: str, status: int = 0) -> str:
+        assert main([name, "--work", str(tmp_path / "work"), "--preset", "tiny", *options]) == status
+        found = capsys.readouterr()
+        assert "Traceback" not in found.err
+        return found.out + found.err
+
+    return call
+
+
+def rendered(work: Path) -> None:
+    """Three replies in the reply voice, the last of them held out."""
+    jobs = [Job(text, split) for text, split in zip(REPLIES, ("train", "train", "held_out"), strict=True)]
+    render(work / "speech" / "replies", jobs)
+
+
+def test_from_replies_to_sound(command: Command, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    rendered(work)
+    short = ("--rows", "2", "--steps", "3")
+    assert "step 3 of 3" in (out := command("codec", *short))
+    assert "held out: loss" in out
+    assert "different ones used" in command("encode")
+    codes = reply_codes(work, TINY)
+    assert tuple(codes) == REPLIES
+    assert "step 3 of 3" in command("flow", *short)
+    assert "step 3 of 3" in command("waveform", *short)
+    out = command("resynthesize", "--count", "1", "--no-asr")
+    made = (
+        "sound",
+        *(f"{mel}{by}" for mel in ("mel", "decoder", "flow_streaming", "flow_whole") for by in ("_gl", "")),
+    )
+    assert f"1 replies each by {', '.join(made)} in" in out
+    for name in made:
+        pcm, rate = soundfile.read(work / "resynthesized" / f"000_{name}.wav")
+        assert rate == TINY.sound.output_rate_hz
+        assert len(pcm) == len(codes["Hello."]) * TINY.sound.frames_per_token * TINY.sound.hop_samples
+    assert "edge-sdk export" in command("vocoder")
+    path = export_bundle(None, work / "vocoder", tmp_path / "bundle", ExportOptions(noise_frames=500))
+    with Bundle.open(path) as bundle:
+        vocoder = Vocoder(bundle, steps=4)
+        pcm = vocoder.synthesize(codes[REPLIES[0]])
+        assert len(pcm) == len(codes[REPLIES[0]]) * vocoder.samples_per_token
+        assert np.isfinite(pcm).all()
+        assert pcm.std() > 0
+
+
+def test_training_goes_on(command: Command, tmp_path: Path) -> None:
+    """Steps that were made are not made again; a run with another schedule is refused."""
+    work = tmp_path / "work"
+    rendered(work)
+    short = ("--rows", "2", "--steps", "2")
+    command("codec", *short)
+    command("encode")
+    assert saved_step(work / CODEC / "run") == 2
+    before = load_tokenizer(work, TINY).state_dict()
+    command("codec", *short)
+    after = load_tokenizer(work, TINY).state_dict()
+    assert all((before[name] == after[name]).all() for name in before)
+    reply_codes(work, TINY)
+    assert "begun with other settings" in command("codec", "--rows", "2", "--steps", "3", status=1)
+
+
+def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:
+    assert "run python -m samples.nano render" in command("resynthesize", status=1)
+    assert "run python -m samples.nano render" in command("codec", status=1)
+    assert "there is no trained codec" in command("encode", status=1)
+    assert "there is no trained flow" in command("vocoder", status=1)
+    rendered(tmp_path / "work")
+    assert "there is no trained codec" in command("flow", status=1)
+    assert "1 replies each by sound, mel_gl in" in command("resynthesize", "--no-asr")
