@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from edge_sdk.runtime import no_telemetry
 from tests import speech_goldens
 
 no_telemetry()  # some tests import onnxruntime themselves
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background Ctrl-C is ignored, by children as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
