@@ -47,6 +47,12 @@ class Floor:
             if self._claim is claim:
                 self._claim = None
 
+    def withdraw(self, claim: object) -> None:
+        """`release` by whoever got no reply for it. If one has begun all the same, its thread gives the word back: it
+        may run on, where a second Ctrl-C came before it was ended."""
+        if self.current.claim is not claim or self.current.abandon():
+            self.release(claim)
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         claim = object()
