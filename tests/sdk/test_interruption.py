@@ -194,7 +194,7 @@ def test_a_thread_that_comes_after_all_does_nothing(chat: Chat) -> None:
 
 
 def test_a_second_interrupt_from_the_keyboard_does_not_free_a_chat_whose_reply_runs(chat: Chat) -> None:
-    """The first comes when the reply has begun, the second before it is ended: two replies must not share the caches."""
+    """The first comes when it has begun, the second before it is ended: two replies must not share the caches."""
     start = threading.Thread.start
 
     def interrupted(*_: Any) -> None:
