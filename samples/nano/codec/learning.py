@@ -49,6 +49,8 @@ def learn(
         Whether the schedule's end was reached.
     """
     settings: Settings = options.settings
+    if options.rows < 1:
+        raise Error(f"--rows must be at least 1, found {options.rows}")
     schedule = dataclasses.replace(schedule, steps=options.steps)
     spoken = list(replies(options.work, settings.sound))
     train_on, held_out = (items([u for u in spoken if u.split == split]) for split in (TRAIN, HELD_OUT))

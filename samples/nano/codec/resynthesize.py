@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     settings: Settings = options.settings
+    if options.count < 1:
+        raise Error(f"--count must be at least 1, found {options.count}")
     utterances = list(islice((u for u in replies(options.work, settings.sound) if u.split == HELD_OUT), options.count))
     if not utterances:
         raise Error("no held-out reply is rendered: run python -m samples.nano render")
