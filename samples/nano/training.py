@@ -79,6 +79,8 @@ def train(
     """
     if schedule.steps < 1:
         raise Error(f"a run has at least 1 step, found {schedule.steps}")
+    if not 0 <= schedule.learning_rate < math.inf:
+        raise Error(f"a learning rate is a number from 0 up, found {schedule.learning_rate}")
     where = device_of(device)
     model.to(where).train()
     optimizer = make_optimizer(model, schedule)
