@@ -50,7 +50,8 @@ class Floor:
     def withdraw(self, claim: object) -> None:
         """`release` by whoever got no reply for it. If one has begun all the same, its thread gives the word back: it
         may run on, where a second Ctrl-C came before it was ended."""
-        if self.current.claim is not claim or self.current.abandon():
+        mine = self.current  # once: when its thread has given the word back, it may be another's from line to line
+        if mine.claim is not claim or mine.abandon():
             self.release(claim)
 
     @contextlib.contextmanager
@@ -81,9 +82,10 @@ class Floor:
 
     def give_up(self, claim: object) -> None:
         """An error came before anybody got this claim's reply: if it was started all the same, it is ended."""
-        if self.current.claim is claim and not self.current.abandon():
-            self.current.interrupt()
-            self.current.join()
+        mine = self.current  # once, as in `withdraw`
+        if mine.claim is claim and not mine.abandon():
+            mine.interrupt()
+            mine.join()
 
     def start(self, running: RunningReply, body: Callable[[], None]) -> None:
         with self._lock:
