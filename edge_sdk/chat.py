@@ -214,6 +214,7 @@ class Chat:
                 partial(self._answer, claim),
                 self._put,
                 partial(self._floor.withdraw, claim),
+                partial(self._floor.check_word, claim),
             )
         except BaseException:
             self._floor.release(claim)

@@ -47,6 +47,12 @@ class Floor:
             if self._claim is claim:
                 self._claim = None
 
+    def check_word(self, claim: object) -> None:
+        """Raises Error if the word is not this claim's any more: a reply had begun when its question failed."""
+        mine = self.current
+        if self._claim is not claim or (mine.claim is claim and mine.begun):
+            raise Error("this turn has lost the word to an interruption of its finish; cancel it")
+
     def withdraw(self, claim: object) -> None:
         """`release` by whoever got no reply for it. If one has begun all the same, its thread gives the word back: it
         may run on, where a second Ctrl-C came before it was ended."""
@@ -71,6 +77,7 @@ class Floor:
         Args:
             capacity: events that may wait for the listener.
         """
+        self.check_word(claim)
         running, before = RunningReply(capacity, claim), self.current
         try:
             self.current = running
@@ -90,8 +97,6 @@ class Floor:
     def start(self, running: RunningReply, body: Callable[[], None]) -> None:
         with self._lock:
             self.check_open()  # it may have been closed while the question was read
-            if self._claim is not running.claim:
-                raise Error("this turn has lost the word to an interruption of its finish; cancel it")
             running.start(body)
 
     def check_open(self) -> None:

@@ -193,22 +193,49 @@ def test_a_thread_that_comes_after_all_does_nothing(chat: Chat) -> None:
     assert chat.send(text="again", generation=SHORT).finish_reason == "length"
 
 
+def interrupted_behind_its_beginning(chat: Chat) -> Any:
+    """Thread.start with Ctrl-C in it when the reply's thread is at work."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "edge_sdk-reply":
+            while not chat._floor.current.begun:
+                time.sleep(0.001)
+            raise KeyboardInterrupt
+
+    return interrupted
+
+
+def test_a_turn_whose_reply_had_begun_touches_nothing_any_more(chat: Chat) -> None:
+    """Ctrl-C in its finish: the word is given back, another reply may be at the caches and the history."""
+    turn = chat.begin_turn()
+    turn.feed(np.zeros(16000, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted_behind_its_beginning(chat))
+        with pytest.raises(KeyboardInterrupt):
+            turn.finish()
+    with chat.stream(text="Hi") as stream:
+        next(stream)
+        history = len(chat.history)
+        for call in (lambda: turn.feed(np.zeros(160, np.float32)), turn.prepare, turn.add, turn.finish):
+            with pytest.raises(Error, match="lost the word"):
+                call()
+        turn.cancel()
+        assert len(chat.history) == history
+        with pytest.raises(BusyError):
+            chat.send(text="again")
+    assert chat.send(text="again", generation=SHORT).finish_reason == "length"
+
+
 def test_a_second_interrupt_from_the_keyboard_does_not_free_a_chat_whose_reply_runs(chat: Chat) -> None:
     """The first comes when it has begun, the second before it is ended: two replies must not share the caches."""
-    start = threading.Thread.start
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    def begun(thread: threading.Thread) -> None:
-        start(thread)
-        if thread.name == "edge_sdk-reply":
-            while not chat._floor.current._begun:
-                time.sleep(0.001)
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threading.Thread, "start", begun)
+        patch.setattr(threading.Thread, "start", interrupted_behind_its_beginning(chat))
         patch.setattr(RunningReply, "interrupt", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:  # which holds the stream: let go of, it would interrupt
             chat.send(text="Hi")
