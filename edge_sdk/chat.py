@@ -178,7 +178,7 @@ class Chat:
             self._floor.claim(claim)
             return self._answer(claim, ask, asked_at, 0.0, generation)
         except BaseException:
-            self._floor.release(claim)
+            self._floor.withdraw(claim)
             raise
 
     async def astream(self, audio: Any = None, text: str | None = None, **options: Any) -> AsyncIterator[Event]:
@@ -213,7 +213,8 @@ class Chat:
                 self._context,
                 partial(self._answer, claim),
                 self._put,
-                partial(self._floor.release, claim),
+                partial(self._floor.withdraw, claim),
+                partial(self._floor.check_word, claim),
             )
         except BaseException:
             self._floor.release(claim)

@@ -47,6 +47,19 @@ class Floor:
             if self._claim is claim:
                 self._claim = None
 
+    def check_word(self, claim: object) -> None:
+        """Raises Error if the word is not this claim's any more: a reply had begun when its question failed."""
+        mine = self.current
+        if self._claim is not claim or (mine.claim is claim and mine.begun):
+            raise Error("this turn has lost the word to an interruption of its finish; cancel it")
+
+    def withdraw(self, claim: object) -> None:
+        """`release` by whoever got no reply for it. If one has begun all the same, its thread gives the word back: it
+        may run on, where a second Ctrl-C came before it was ended."""
+        mine = self.current  # once: when its thread has given the word back, it may be another's from line to line
+        if mine.claim is not claim or mine.abandon():
+            self.release(claim)
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         claim = object()
@@ -64,6 +77,7 @@ class Floor:
         Args:
             capacity: events that may wait for the listener.
         """
+        self.check_word(claim)
         running, before = RunningReply(capacity, claim), self.current
         try:
             self.current = running
@@ -75,15 +89,14 @@ class Floor:
 
     def give_up(self, claim: object) -> None:
         """An error came before anybody got this claim's reply: if it was started all the same, it is ended."""
-        if self.current.claim is claim and not self.current.abandon():
-            self.current.interrupt()
-            self.current.join()
+        mine = self.current  # once, as in `withdraw`
+        if mine.claim is claim and not mine.abandon():
+            mine.interrupt()
+            mine.join()
 
     def start(self, running: RunningReply, body: Callable[[], None]) -> None:
         with self._lock:
             self.check_open()  # it may have been closed while the question was read
-            if self._claim is not running.claim:
-                raise Error("this turn has lost the word to an interruption of its finish; cancel it")
             running.start(body)
 
     def check_open(self) -> None:

@@ -48,6 +48,11 @@ class RunningReply:
         """Looked at after every step."""
         return self._interrupted
 
+    @property
+    def begun(self) -> bool:
+        """Its thread runs, or did."""
+        return self._begun
+
     def start(self, body: Callable[[], None]) -> None:
         """Run `body` in a thread, which has to end with `end`."""
 

@@ -38,10 +38,11 @@ class Turn:
         answer: Answer,
         put: Callable[[HistoryTurn], None],
         release: Callable[[], None],
+        check_word: Callable[[], None],
     ) -> None:
         self._encoder, self._resampler = clip, resampler
         self._conversation, self._context = conversation, context
-        self._answer, self._put, self._release = answer, put, release
+        self._answer, self._put, self._release, self._check_word = answer, put, release, check_word
         self._lock = threading.RLock()  # a signal's handler may cancel while its own thread feeds
         self._open, self._cancelled = True, False
         self._fed = 0  # samples at the turn's own rate
@@ -180,6 +181,7 @@ class Turn:
     def _check_open(self) -> None:
         if not self._open:
             raise Error("this turn is over; begin another with Chat.begin_turn")
+        self._check_word()
 
     def __enter__(self) -> Turn:
         return self

@@ -137,7 +137,10 @@ def read_graph(
     An op of ours that is given as a function as well is opened as that: engines have plain ops, or plugins in the place
     of some.
     """
-    parsed = inliner.inline_local_functions(onnx.ModelProto.FromString(model))
+    try:
+        parsed = inliner.inline_local_functions(onnx.ModelProto.FromString(model))
+    except Exception as e:  # onnx has several kinds
+        raise BundleError(f"{where}: its functions cannot be opened: {e}") from e
     weights = [_weight(proto, data, where) for proto in parsed.graph.initializer]
     opsets = {o.domain: o.version for o in parsed.opset_import}
     return Graph(

@@ -74,10 +74,14 @@ def train(
         about: name on the progress line.
 
     Raises:
-        Error: the loss or a gradient is no finite number, or `folder` belongs to another run.
+        Error: the loss or a gradient is no finite number, `folder` belongs to another run, or there is no such device.
         KeyboardInterrupt: after Ctrl-C, when the step has ended and was saved.
     """
-    where = torch.device(device or default_device())
+    if schedule.steps < 1:
+        raise Error(f"a run has at least 1 step, found {schedule.steps}")
+    if not 0 <= schedule.learning_rate < math.inf:
+        raise Error(f"a learning rate is a number from 0 up, found {schedule.learning_rate}")
+    where = device_of(device)
     model.to(where).train()
     optimizer = make_optimizer(model, schedule)
     run = {**dataclasses.asdict(schedule), "seed": seed}
@@ -129,8 +133,18 @@ def make_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.learning_rate, betas=schedule.betas)
 
 
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; None: the GPU where there is one.
+
+    Raises:
+        Error: there is none of that name here.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:  # what torch says of CUDA that it lacks
+        raise Error(f"the device '{name}' cannot be used here: {str(e).partition(chr(10))[0]}") from e
+    return device
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,9 @@ import pytest
 from onnx import helper
 
 from edge_sdk import native
-from edge_sdk.errors import ExportError
-from edge_sdk.export.graphs.builder import GraphBuilder, Weight
+from edge_sdk.errors import BundleError, ExportError
+from edge_sdk.export.engine.graph import read_graph
+from edge_sdk.export.graphs.builder import EDGE_SDK, GraphBuilder, Weight
 from edge_sdk.export.graphs.grouping import group_tokens
 from edge_sdk.export.quantize import Scheme, quantize
 from edge_sdk.export.recipe import Policy, Rule
@@ -94,6 +95,13 @@ def test_the_table_is_not_counted_as_read() -> None:
     )
     g.output(rows, "rows", "float32", ("M", 48))
     assert g.bytes_read == 0
+
+
+def test_a_function_that_calls_itself_is_refused() -> None:
+    made = model("fp32", 32)
+    made.functions[0].node.append(helper.make_node("GroupTokens", ["table", "ids", "text"], ["x"], domain=EDGE_SDK))
+    with pytest.raises(BundleError, match=r"graph 'g': its functions cannot be opened: .* must not be recursive"):
+        read_graph("g", made.SerializeToString(), memoryview(b""), {}, {}, "graph 'g'")
 
 
 def test_one_meaning_a_graph() -> None:

@@ -92,6 +92,8 @@ def test_training_goes_on(command: Command, tmp_path: Path) -> None:
     assert all((before[name] == after[name]).all() for name in before)
     reply_codes(work, TINY)
     assert "begun with other settings" in command("codec", "--rows", "2", "--steps", "3", status=1)
+    render(work / "speech" / "replies", [Job(text, "train") for text in (*REPLIES, "Good night.")])
+    assert "1 rendered replies have no codes yet: run" in command("flow", *short, status=1)
 
 
 def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:
@@ -101,4 +103,6 @@ def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:
     assert "there is no trained flow" in command("vocoder", status=1)
     rendered(tmp_path / "work")
     assert "there is no trained codec" in command("flow", status=1)
+    for wrong in (("--rows", "0"), ("--steps", "0"), ("--device", "none")):
+        assert "error: " in command("codec", *wrong, status=1)
     assert "1 replies each by sound, mel_gl in" in command("resynthesize", "--no-asr")

@@ -105,9 +105,10 @@ def test_more_texts_change_no_clip(texts: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "--texts", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert main(["render", "--texts", str(tmp_path), "--jobs", "0"]) == 1
+    for wrong in (["--jobs", "0"], ["--limit", "-1"], ["--snr", "nan"]):
+        assert main(["render", "--texts", str(tmp_path), *wrong]) == 1
     with pytest.raises(Error, match="run python -m samples"):
         read_manifest(tmp_path)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert all(line.startswith("error: ") for line in lines)

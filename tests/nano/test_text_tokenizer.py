@@ -36,6 +36,20 @@ def test_it_writes_and_reads_every_text(work: Path) -> None:
     assert tokenizer.decode(tokenizer.encode_plain("Grüße, 早上好 🙂")) == "Grüße, 早上好 🙂"
 
 
+def test_a_folder_that_holds_something_else_is_not_replaced(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tokenizer", "--texts", str(work / "texts"), "--preset", "tiny", "--out"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    assert main([*command, str(tmp_path / "mine")]) == 1
+    assert "also holds what is no tokenizer's, so it is not replaced: thesis.txt" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+    assert main([*command, "."]) == 1
+    assert "cannot be a tokenizer's folder" in capsys.readouterr().err
+
+
 def test_every_id_is_one_that_was_learned(work: Path) -> None:
     """The spec that is written has as many text tokens as there are, and the added ones follow at once."""
     settings = PRESETS["tiny"]

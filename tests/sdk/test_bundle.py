@@ -504,6 +504,17 @@ def test_an_op_that_the_manifest_does_not_name(folder: Path) -> None:
     Bundle.open(folder).close()
 
 
+def test_a_function_excuses_no_op(folder: Path) -> None:
+    """A runtime that has an op of that name runs it and not the function: onnxruntime does with Neg."""
+    identity = helper.make_node("Identity", ["a"], ["b"])
+    function = helper.make_function("", "Neg", ["a"], ["b"], [identity], [helper.make_opsetid("", 23)])
+    rewrite(folder, "adder.onnx", graph_with(helper.make_node("Neg", ["x"], ["y"]), functions=[function]))
+    change(folder, lambda m: m["graphs"]["adder"].update(ops=["::Identity"]))
+    refuses(folder, r"graph 'adder' uses ops its manifest does not name: \['::Neg'\]")
+    change(folder, lambda m: m["graphs"]["adder"].update(ops=["::Identity", "::Neg"]))
+    Bundle.open(folder).close()
+
+
 @pytest.mark.parametrize("location", ["/etc/passwd", "../x", "doubler.onnx", "noise.npy", ""])
 @pytest.mark.parametrize("name", ["adder", "doubler"])
 def test_external_data_elsewhere(folder: Path, name: str, location: str) -> None:

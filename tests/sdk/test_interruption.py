@@ -22,6 +22,7 @@ from edge_sdk.chat import Chat
 from edge_sdk.errors import BusyError, Error
 from edge_sdk.events import Done, TextDelta, ToolCall
 from edge_sdk.generation import GenerationConfig
+from edge_sdk.running import RunningReply
 from edge_sdk.stream import ReplyStream
 from tests import speech_goldens as goldens
 from tests.forced import make_answers
@@ -189,6 +190,59 @@ def test_a_thread_that_comes_after_all_does_nothing(chat: Chat) -> None:
     late[0].join(20)
     assert not late[0].is_alive()
     assert chat.history == []
+    assert chat.send(text="again", generation=SHORT).finish_reason == "length"
+
+
+def interrupted_behind_its_beginning(chat: Chat) -> Any:
+    """Thread.start with Ctrl-C in it when the reply's thread is at work."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == "edge_sdk-reply":
+            while not chat._floor.current.begun:
+                time.sleep(0.001)
+            raise KeyboardInterrupt
+
+    return interrupted
+
+
+def test_a_turn_whose_reply_had_begun_touches_nothing_any_more(chat: Chat) -> None:
+    """Ctrl-C in its finish: the word is given back, another reply may be at the caches and the history."""
+    turn = chat.begin_turn()
+    turn.feed(np.zeros(16000, np.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted_behind_its_beginning(chat))
+        with pytest.raises(KeyboardInterrupt):
+            turn.finish()
+    with chat.stream(text="Hi") as stream:
+        next(stream)
+        history = len(chat.history)
+        for call in (lambda: turn.feed(np.zeros(160, np.float32)), turn.prepare, turn.add, turn.finish):
+            with pytest.raises(Error, match="lost the word"):
+                call()
+        turn.cancel()
+        assert len(chat.history) == history
+        with pytest.raises(BusyError):
+            chat.send(text="again")
+    assert chat.send(text="again", generation=SHORT).finish_reason == "length"
+
+
+def test_a_second_interrupt_from_the_keyboard_does_not_free_a_chat_whose_reply_runs(chat: Chat) -> None:
+    """The first comes when it has begun, the second before it is ended: two replies must not share the caches."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted_behind_its_beginning(chat))
+        patch.setattr(RunningReply, "interrupt", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:  # which holds the stream: let go of, it would interrupt
+            chat.send(text="Hi")
+        with pytest.raises(BusyError):
+            chat.send(text="again", generation=SHORT)
+    del caught
+    chat.interrupt()
     assert chat.send(text="again", generation=SHORT).finish_reason == "length"
 
 

@@ -38,17 +38,17 @@ def learn(
     loss: Callable[[Any, Any], Any],
     schedule: Schedule,
     folder: Path,
-) -> bool:
+) -> None:
     """Train on the replies of the training split, then say what the loss is on those held out, if there are any.
 
     Args:
         items: what is learnt from, of utterances.
         frames: of a piece.
         batch: a step's batch from its pieces.
-    Returns:
-        Whether the schedule's end was reached.
     """
     settings: Settings = options.settings
+    if options.rows < 1:
+        raise Error(f"--rows must be at least 1, found {options.rows}")
     schedule = dataclasses.replace(schedule, steps=options.steps)
     spoken = list(replies(options.work, settings.sound))
     train_on, held_out = (items([u for u in spoken if u.split == split]) for split in (TRAIN, HELD_OUT))
@@ -72,7 +72,6 @@ def learn(
         found = held_out_loss(model.eval(), loss, [batch(other, step) for step in range(_HELD_OUT_BATCHES)])
         print(f"{folder.name}: held out: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     model.cpu().eval()
-    return result.finished
 
 
 @torch.no_grad()

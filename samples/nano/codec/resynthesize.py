@@ -27,6 +27,7 @@ from edge_sdk.errors import Error
 from edge_sdk.export.noise import initial_noise
 from samples.nano.codec.checkpoint import speaker
 from samples.nano.codec.encode import load_tokenizer
+from samples.nano.codec.flow import Flow
 from samples.nano.codec.flow_loss import seen
 from samples.nano.codec.folders import CODEC, FLOW, WAVEFORM
 from samples.nano.codec.griffin_lim import griffin_lim
@@ -53,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     settings: Settings = options.settings
+    if options.count < 1:
+        raise Error(f"--count must be at least 1, found {options.count}")
     utterances = list(islice((u for u in replies(options.work, settings.sound) if u.split == HELD_OUT), options.count))
     if not utterances:
         raise Error("no held-out reply is rendered: run python -m samples.nano render")
@@ -93,8 +96,9 @@ def chains(work: Path, settings: Settings) -> dict[str, Chain]:
 
         mel_of["decoder"] = lambda u: tokenizer.decode(tokenizer.quantizer.decode(codes(u)))[0]
         if (work / FLOW / f"{FLOW}.json").is_file():
-            mel_of["flow_streaming"] = lambda u: flow_mel(work, settings, codes(u), masked=True)
-            mel_of["flow_whole"] = lambda u: flow_mel(work, settings, codes(u), masked=False)
+            flow, voice = load_flow(work, settings), torch.from_numpy(speaker(settings, work / FLOW))[None]
+            mel_of["flow_streaming"] = lambda u: flow_mel(flow, voice, codes(u), masked=True)
+            mel_of["flow_whole"] = lambda u: flow_mel(flow, voice, codes(u), masked=False)
 
     vocoders: dict[str, Callable[[Tensor], Array]] = {"_gl": lambda mel: griffin_lim(mel[0], sound).numpy()}
     if (work / WAVEFORM / f"{WAVEFORM}.json").is_file():
@@ -117,12 +121,10 @@ def speak_mel(waveform: Waveform, mel: Tensor) -> Array:
     return found
 
 
-def flow_mel(work: Path, settings: Settings, codes: Tensor, *, masked: bool) -> Tensor:
-    """codes [1, T] -> mel [1, n_mels, 2T], from the fixed noise, all of the context kept."""
-    model = load_flow(work, settings)
+def flow_mel(model: Flow, voice: Tensor, codes: Tensor, *, masked: bool) -> Tensor:
+    """codes [1, T], voice [1, speaker_dim] -> mel [1, n_mels, 2T], from the fixed noise, all of the context kept."""
     c = model.config
     mu = model.tokens(torch.cat([codes, torch.full((1, c.lookahead_tokens), c.codebook_size)], dim=1))
     noise = torch.from_numpy(initial_noise(c.n_mels, mu.shape[1]).T.copy())[None]
-    voice = model.speaker(torch.from_numpy(speaker(settings, work / FLOW))[None])
     mask = seen(torch.ones(mu.shape[:2], dtype=torch.bool), c.chunk_frames) if masked else None
-    return model.sample(mu, voice, noise, steps=STEPS, cfg_rate=CFG_RATE, mask=mask).transpose(1, 2)
+    return model.sample(mu, model.speaker(voice), noise, steps=STEPS, cfg_rate=CFG_RATE, mask=mask).transpose(1, 2)

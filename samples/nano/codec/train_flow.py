@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from edge_sdk.errors import Error
 from samples.nano.codec.checkpoint import speaker
 from samples.nano.codec.crops import Crops, Item, prepare
 from samples.nano.codec.encode import reply_codes
@@ -39,6 +40,9 @@ def run(options: argparse.Namespace) -> int:
     codes, voice = reply_codes(options.work, settings), speaker(settings, folder)
 
     def items(utterances: Sequence[Utterance]) -> list[Item]:
+        new = sum(utterance.text not in codes for utterance in utterances)
+        if new:
+            raise Error(f"{new} rendered replies have no codes yet: run python -m samples.nano encode")
         found = prepare(utterances, settings.sound, lambda utterance: codes[utterance.text])
         if found and utterances[0].split == TRAIN:
             begin_near(model, torch.from_numpy(np.concatenate([item.mel for item in found], axis=1).T))

@@ -11,7 +11,7 @@ from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
 from samples.nano.stages.loss import preference
 from samples.nano.stages.pairs import KINDS, preference_batches
-from samples.nano.training import default_device
+from samples.nano.training import device_of
 
 STAGE = stages.Stage(
     name="dpo",
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if min(shares.values()) < 0 or not any(shares.values()):
         raise Error(f"the shares of pairs must be at least 0, and one above it; found {shares}")
     loaded = stages.open_source(options, STAGE)
-    reference = load(stages.source_of(options, STAGE)).model.to(options.device or default_device())
+    reference = load(stages.source_of(options, STAGE)).model.to(device_of(options.device))
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
     batches = preference_batches(corpus, max(1, stages.batch_of(options, STAGE) // 2), options.settings.seed, shares)
     loss = partial(

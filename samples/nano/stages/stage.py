@@ -104,6 +104,8 @@ def sounds_of(options: argparse.Namespace) -> Sounds:
 
 
 def batch_of(options: argparse.Namespace, stage: Stage) -> int:
+    if options.batch is not None and options.batch < 1:
+        raise Error(f"--batch must be at least 1, found {options.batch}")
     return options.batch or stage.batch.get(options.preset, stage.batch["nano"])
 
 

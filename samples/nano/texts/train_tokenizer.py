@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edge_sdk.errors import Error
 from edge_sdk.export.random_checkpoint.specs import LanguageSpec
 from edge_sdk.export.random_checkpoint.tokenizer import train, write_speech_tokenizer, write_text_tokenizer
 from edge_sdk.tokenizer import Tokenizer
@@ -42,7 +43,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def write_tokenizers(folder: Path, settings: Settings, texts: list[str]) -> LanguageSpec:
-    """Write text and speech tokenizer; returns the sizes that fit them: no token is there that was not learned."""
+    """Write text and speech tokenizer; returns the sizes that fit them: no token is there that was not learned.
+
+    Raises:
+        Error: the folder holds something else, which would be lost.
+    """
+    if folder.name in ("", ".."):
+        raise Error(f"'{folder}' cannot be a tokenizer's folder; give the path of one to make")
     _, merges = train(settings.text_tokens, texts)
     spec = settings.language_spec(min(settings.text_tokens, _BYTES + len(merges)))
     part = folder.with_name(f".{folder.name}.part")
@@ -50,7 +57,13 @@ def write_tokenizers(folder: Path, settings: Settings, texts: list[str]) -> Lang
     part.mkdir(parents=True)
     write_text_tokenizer(part, spec, texts)
     write_speech_tokenizer(part / "speech_tokenizer", spec.speech, spec.group_size)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        strange = sorted({p.name for p in folder.iterdir()} - {p.name for p in part.iterdir()})
+        if strange:
+            shutil.rmtree(part)
+            told = ", ".join(strange[:3])
+            raise Error(f"'{folder}' also holds what is no tokenizer's, so it is not replaced: {told}")
+        shutil.rmtree(folder)
     part.replace(folder)
     return spec
 

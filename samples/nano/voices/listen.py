@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         if options.count < 1:
             raise Error(f"--count must be at least 1, found {options.count}")
+        if not all(map(math.isfinite, options.snr or ())):
+            raise Error(f"--snr must be a number of dB, found {options.snr}")
         rows = _rendered(judge, options)
     report = {name: {"wer": round(e.rate, 4), "errors": e.errors, "words": e.words} for name, e in rows.items()}
     print(json.dumps(report) if options.json else _table(report))

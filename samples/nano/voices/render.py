@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
@@ -51,6 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if min(options.takes, options.shard, options.jobs) < 1:
         raise Error("--takes, --shard and --jobs must be at least 1")
+    if options.limit is not None and options.limit < 1:
+        raise Error(f"--limit must be at least 1, found {options.limit}")
+    if options.snr is not None and not math.isfinite(options.snr):
+        raise Error(f"--snr must be a number of dB, found {options.snr}")
     texts, out = options.texts or options.work / "texts", options.out or options.work / "speech"
     splits = tuple(options.split or SPLITS)
     engines = () if options.hibari_only else other_voices.installed()
@@ -84,7 +89,7 @@ def render(
 ) -> dict[str, Any]:
     """Render what is missing of `jobs`. Returns figures: clips, seconds of sound, shards rendered and kept, voices."""
     if not jobs:
-        raise Error("there is nothing to render: the texts are empty, or --limit is 0")
+        raise Error("there is nothing to render: the texts are empty")
     folder.mkdir(parents=True, exist_ok=True)
     recipe = _recipe(engines)
     parts = [jobs[at : at + clips] for at in range(0, len(jobs), clips)]
