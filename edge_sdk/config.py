@@ -16,11 +16,19 @@ from typing import Any, Self
 from edge_sdk.errors import BundleError
 
 
+LATER = {"later": True}  # metadata of a field that the first bundles of this format version did not have
+
+
 class Section:
     """Mixin: a frozen dataclass that reads and writes itself as JSON, checking names and types."""
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+        """Fields that came later (`LATER`) are left out at their default: readers from before need not know them."""
+        return {
+            f.name: _plain(getattr(self, f.name))
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.metadata != LATER or getattr(self, f.name) != f.default
+        }
 
     @classmethod
     def from_json(cls, value: Any, where: str = "") -> Self:
@@ -38,6 +46,16 @@ class Section:
             parts = [f"unknown {sorted(unknown)}"] * bool(unknown) + [f"missing {sorted(missing)}"] * bool(missing)
             raise BundleError(f"{where}: {', '.join(parts)}")
         return cls(**{name: _coerce(value[name], hints[name], f"{where}.{name}") for name in value})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -233,7 +251,7 @@ class WaveformConfig(Section):
     f0_lookahead_frames: int  # right context of the f0 predictor
     source_noise_skip: int  # draws of the seeded generator before the first excitation noise value
     # The excitation's sines run through a frame. Upstream's keep one value for as long as a frame lasts.
-    running_phase: bool = False
+    running_phase: bool = field(default=False, metadata=LATER)
 
     @property
     def samples_per_frame(self) -> int:

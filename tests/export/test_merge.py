@@ -295,8 +295,9 @@ def test_whole_numbers_that_are_equal_are_kept(pair: Folders, tmp_path: Path) ->
 def test_numbers_that_are_none(tmp_path: Path, value: float, dtype: str, which: int) -> None:
     pair = tiny.write(tmp_path / "a", 1, dtype=dtype), tiny.write(tmp_path / "b", 2, dtype=dtype)
     tiny.edit_tensors(pair[which], lambda t: t.update({GATE: tiny.with_value(t[GATE], value, 3)}))
-    said = refused(*pair)
-    assert said == f"tensor '{GATE}' holds NaN or infinity in '{pair[which] / SINGLE}'"
+    for alpha in (0.5, float(which)):  # at the second, that side is not in the result
+        said = refused(*pair, alpha=alpha)
+        assert said == f"tensor '{GATE}' holds NaN or infinity in '{pair[which] / SINGLE}'"
 
 
 @pytest.mark.parametrize(("dtype", "name", "value"), [("float16", "F16", 1e6), ("bfloat16", "BF16", 3.4028e38)])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from edge_sdk.bundle import Bundle
+from edge_sdk.config import WaveformConfig
 from edge_sdk.errors import BundleError
 from edge_sdk.excitation import Excitation
 from edge_sdk.waveform import Waveform, WaveformStream
@@ -138,6 +139,14 @@ def test_excitation_in_pieces_is_the_same_to_the_bit(tiny_waveform: Waveform, ru
     bounds = np.cumsum([0, *cuts])
     found = [pieces.frames(f0[a:b]) for a, b in itertools.pairwise(bounds) if a < len(f0)]
     np.testing.assert_array_equal(np.concatenate(found), whole)
+
+
+def test_only_a_running_phase_is_written_down(tiny_waveform: Waveform) -> None:
+    """Readers from before it was there refuse what they do not know."""
+    held = tiny_waveform.config
+    assert "running_phase" not in held.to_json()
+    running = dataclasses.replace(held, running_phase=True)
+    assert [WaveformConfig.from_json(c.to_json()) for c in (held, running)] == [held, running]
 
 
 def test_a_running_phase_is_a_tone(tiny_waveform: Waveform) -> None:
