@@ -15,7 +15,6 @@ from typing import Any, Self
 
 from edge_sdk.errors import BundleError
 
-
 LATER = {"later": True}  # metadata of a field that the first bundles of this format version did not have
 
 
