@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def test_training_goes_on(command: Command, tmp_path: Path) -> None:
     assert "begun with other settings" in command("codec", "--rows", "2", "--steps", "3", status=1)
     render(work / "speech" / "replies", [Job(text, "train") for text in (*REPLIES, "Good night.")])
     assert "1 rendered replies have no codes yet: run" in command("flow", *short, status=1)
+
+
+def test_a_flow_keeps_to_the_codes_it_learned_from(command: Command, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    rendered(work)
+    short = ("--rows", "2", "--steps", "2")
+    for name in ("codec", "encode", "flow"):
+        command(name, *(short if name != "encode" else ()))
+    command("flow", *short)
+    shutil.rmtree(work / CODEC)
+    command("codec", "--rows", "3", "--steps", "2")
+    command("encode")
+    said = command("flow", *short, status=1)
+    assert "was begun with another codec; remove it to train the flow anew" in said
 
 
 def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:

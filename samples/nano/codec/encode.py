@@ -55,8 +55,14 @@ def load_tokenizer(work: Path, settings: Settings) -> Tokenizer:
     return Tokenizer.load(work / CODEC, settings.sound)
 
 
+def codec_digest(work: Path) -> str:
+    """Of the trained speech tokenizer: codes of another one mean other sounds. "" where there is none."""
+    path = work / CODEC / f"{MODEL_NAME}.safetensors"
+    return digest(path) if path.is_file() else ""
+
+
 def code_store(work: Path) -> CodeStore:
-    return CodeStore(work / CODES, digest(work / CODEC / f"{MODEL_NAME}.safetensors"))
+    return CodeStore(work / CODES, codec_digest(work))
 
 
 def reply_codes(work: Path, settings: Settings) -> dict[str, Array]:

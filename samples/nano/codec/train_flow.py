@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from edge_sdk.errors import Error
+from samples.nano.begun import keep_to
 from samples.nano.codec.checkpoint import speaker
 from samples.nano.codec.crops import Crops, Item, prepare
-from samples.nano.codec.encode import reply_codes
+from samples.nano.codec.encode import codec_digest, reply_codes
 from samples.nano.codec.files import save_model
 from samples.nano.codec.flow import Flow
 from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss
 from samples.nano.codec.folders import FLOW
-from samples.nano.codec.learning import add_training, learn
+from samples.nano.codec.learning import RUN, add_training, learn
 from samples.nano.codec.sizes import vocoder_sizes
 from samples.nano.codec.speech import TRAIN, Utterance
 from samples.nano.settings import Schedule, Settings
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     def batch(crops: Crops, step: int) -> FlowBatch:
         return crops.flow(step, sizes.flow.codebook_size, sizes.flow.lookahead_tokens, voice)
 
+    keep_to(folder / RUN, {"codec": codec_digest(options.work)}, "remove it to train the flow anew on these codes")
     learn(options, model, items, FRAMES, batch, flow_loss, SCHEDULE, folder)
     save_model(folder, FLOW, model, {"name": settings.name})
     return 0

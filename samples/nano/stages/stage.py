@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 
 from edge_sdk.errors import Error
-from edge_sdk.export.checkpoint import read_json
-from edge_sdk.files import write_file
 from samples.nano import training
+from samples.nano.begun import keep_to
+from samples.nano.codec.encode import codec_digest
 from samples.nano.model.batch import Batch
 from samples.nano.model.checkpoint import Loaded, load, save
 from samples.nano.model.language import LanguageHalf
@@ -138,23 +137,16 @@ def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
 
 
 def pin(folder: Path, loaded: Loaded, options: argparse.Namespace) -> None:
-    """Keep what a run was begun with in its folder: a run is only taken up with the same weights and options.
+    """A run is only taken up with the same weights and options and, where it speaks, the same codes.
 
     Raises:
         Error: it was begun with others; says which.
     """
     given = {key: value for key, value in vars(options).items() if isinstance(value, (int, float, str, type(None)))}
     now = {key: value for key, value in given.items() if key not in _FREE} | {"source": digest(loaded.folder)}
-    path = folder / "begun.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, (json.dumps(now, indent=1) + "\n").encode())
-        return
-    before = read_json(path)
-    other = [key for key in now if before.get(key) != now[key]]
-    if other:
-        told = ", ".join(key.replace("_", "-") for key in other)
-        raise Error(f"'{folder}' was begun with another {told}; give another --output, or remove it to begin anew")
+    if "speech_share" in given:
+        now["codec"] = codec_digest(options.work)
+    keep_to(folder, now, "give another --output, or remove it to begin anew")
 
 
 def digest(checkpoint: Path) -> str:
