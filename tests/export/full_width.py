@@ -22,7 +22,14 @@ from edge_sdk.config import (
 from edge_sdk.export.engine.graph import Graph, Tensor, attributes, read_graph
 from edge_sdk.export.graphs.backbone import build_backbone
 from edge_sdk.export.graphs.blocks import Tensors
-from edge_sdk.export.graphs.builder import GraphBuilder
+from edge_sdk.export.graphs.builder import (
+    EDGE_SDK,
+    EDGE_SDK_OPSET,
+    MICROSOFT,
+    MICROSOFT_OPSET,
+    OPSET,
+    GraphBuilder,
+)
 from edge_sdk.export.graphs.speech_head import build_speech_head
 from edge_sdk.export.weights import language_weights
 from edge_sdk.manifest import FORMAT, FORMAT_VERSION, Manifest
@@ -71,7 +78,10 @@ def from_builder(builder: GraphBuilder) -> Graph:
 
 def _without_weights(builder: GraphBuilder) -> bytes:
     graph = helper.make_graph(builder._nodes, builder.name, [], [], [])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    opsets = [
+        helper.make_opsetid(*of) for of in (("", OPSET), (MICROSOFT, MICROSOFT_OPSET), (EDGE_SDK, EDGE_SDK_OPSET))
+    ]
+    model = helper.make_model(graph, opset_imports=opsets, functions=list(builder._functions.values()))
     return bytes(model.SerializeToString())
 
 
