@@ -167,4 +167,14 @@ SMALL = dataclasses.replace(
     vocoder=VocoderSize(dim=128, depth=4, heads=2, head_dim=64, lookahead_width=128, base_channels=64, f0_channels=128),
 )
 
-PRESETS: Mapping[str, Settings] = {settings.name: settings for settings in (NANO, SMALL, TINY)}
+# What two cores of a CPU with bfloat16 train in hours; the codec and the vocoder are small's.
+POCKET = dataclasses.replace(
+    SMALL,
+    name="pocket",
+    text=StackSpec(
+        hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, intermediate=768, rope_theta=1e5, max_positions=2048
+    ),
+    head=StackSpec(hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=768, rope_theta=1e5),
+)
+
+PRESETS: Mapping[str, Settings] = {settings.name: settings for settings in (NANO, POCKET, SMALL, TINY)}

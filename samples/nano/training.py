@@ -68,7 +68,7 @@ def train(
 
     Args:
         model: trained where it requires gradients; it is left on the device, with its last weights.
-        loss: called as loss(model, batch), on CUDA under bfloat16 autocast.
+        loss: called as loss(model, batch), under bfloat16 autocast where the device multiplies it faster.
         batches: the batch of a step, told by its number alone (see `numbers`); called one step ahead, in a thread.
         stop_at: leave the run after this many steps in all, as if time had run out.
         about: name on the progress line.
@@ -147,6 +147,12 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is the quick way there: every CUDA device, and CPUs with AVX512-BF16 or AMX (4 to 5 times
+    float32's speed on one core of a Zen 5)."""
+    return device.type == "cuda" or (device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that trains takes."""
     parser.add_argument(
@@ -171,7 +177,7 @@ def _take_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
+    with torch.autocast(device.type, torch.bfloat16) if multiplies_bfloat16(device) else nullcontext():
         result = loss(model, batch)
     value, others = result if isinstance(result, tuple) else (result, {})
     value.backward()
