@@ -31,6 +31,7 @@ COMMANDS = {
     "vocoder": "samples.nano.codec.write_vocoder",
     "start": "samples.nano.model.start",
     "text": "samples.nano.stages.text",
+    "hear": "samples.nano.stages.hear",
     "prealign": "samples.nano.stages.prealign",
     "cocktail1": "samples.nano.stages.cocktail1",
     "merge": "samples.nano.stages.merge",

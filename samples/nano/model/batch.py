@@ -31,6 +31,7 @@ class Sequence:
         text_ids: int64 [S], the text id chosen in each step, as returned (forced and overwritten ones).
         groups: int64 [S, G], the head's picks of each step, also where they are not returned; None: no speech at all.
         mels: float32 [n_mels, frames] of each clip, normalised, in the order of their placeholders.
+        encoded: or, of each clip, what a frozen encoder makes of it: 25 Hz rows [rows, d_model] before ln_post.
         placeholders: of each clip.
         text_weight: float32 [S], share of each text id in the loss.
         speech_weight: float32 [S, G], of each pick.
@@ -41,6 +42,7 @@ class Sequence:
     text_ids: Array
     groups: Array | None = None
     mels: tuple[Array, ...] = ()
+    encoded: tuple[Array, ...] = ()
     placeholders: tuple[int, ...] = ()
     text_weight: Array | None = None
     speech_weight: Array | None = None
@@ -70,6 +72,7 @@ class Batch:
     mel: Tensor  # float32 [W, n_mels, frames]
     mel_frames: Tensor  # int64 [W]
     pairs: Tensor  # int64 [N, 2]: rows of all windows, flattened, that are averaged
+    encoded: Tensor  # float32 [N, d_model], or [0, d_model]: the encoder is to make them of `mel`
     audio_groups: Tensor  # int64 [A, G]: 25 Hz rows of each placeholder; N is a row of zeros
     audio_at: Tensor  # int64 [A]: where they go, in [B * T]
     speech: bool = field(default=True)  # any sequence has speech
@@ -110,6 +113,38 @@ def collate(sequences: Items[Sequence], model: ModelConfig) -> Batch:
     return batch
 
 
+def near_reply(hidden: Tensor, batch: Batch, context: int) -> tuple[Tensor, Batch]:
+    """What the speech head needs of `hidden` [B, T, hidden] and the batch, without most of the prompts: of each sequence
+    the positions from `context` before its first pick on. They move to the front, as if the rest had not been."""
+    size = batch.groups.shape[2]
+    spoken = batch.speech_weight.unflatten(1, (-1, size)).amax(dim=2) > 0  # [B, T]
+    length = batch.ids.shape[1]
+    places = torch.arange(length, device=spoken.device)
+    first = torch.where(spoken, places, length).amin(dim=1)
+    last = torch.where(spoken, places, -1).amax(dim=1)
+    start = (first - context).clamp(min=0)
+    width = max(1, int((last - start).amax()) + 1)
+    at = start[:, None] + torch.arange(width, device=spoken.device)
+    inside = (at < length)[..., None]
+    at = at.clamp(max=length - 1)
+
+    def cut(values: Tensor) -> Tensor:
+        """[B, T, ...] -> [B, width, ...]."""
+        return values[torch.arange(len(at), device=at.device)[:, None], at]
+
+    def cut_picks(values: Tensor) -> Tensor:
+        return cut(values.unflatten(1, (-1, size)))
+
+    weight = cut_picks(batch.speech_weight) * inside
+    return cut(hidden), dataclasses.replace(
+        batch,
+        ids=cut(batch.ids),
+        previous=cut_picks(batch.previous).flatten(1),
+        speech_target=cut_picks(batch.speech_target).flatten(1),
+        speech_weight=weight.flatten(1),
+    )
+
+
 def positions(s: Sequence, model: ModelConfig, length: int) -> dict[str, Array]:
     """What one sequence has at each of `length` positions: ids, targets and weights, padded."""
     size, ids, prompt, steps = model.group_size, model.speech_ids, len(s.prompt_ids), len(s.text_ids)
@@ -148,32 +183,38 @@ def positions(s: Sequence, model: ModelConfig, length: int) -> dict[str, Array]:
 
 
 def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict[str, Tensor]:
-    """The clips of all sequences cut into encoder windows, and the indices that pool and group their rows."""
-    frames, size = model.encoder.window_frames, model.group_size
+    """The clips of all sequences cut into encoder windows, or their encoded rows, and the indices that pool and group
+    the rows."""
+    frames, size, width = model.encoder.window_frames, model.group_size, model.encoder.d_model
     cut: list[Array] = []
     pairs: list[Array] = []
+    encoded: list[Array] = []
     groups: list[Array] = []
     at: list[int] = []
     made = 0
     for b, s in enumerate(sequences):
         places = np.flatnonzero(s.prompt_ids == model.text_ids.audio)
-        if len(places) != sum(s.placeholders) or len(s.mels) != len(s.placeholders):
+        clips = s.encoded or s.mels
+        if len(places) != sum(s.placeholders) or len(clips) != len(s.placeholders):
             raise Error(
-                f"sequence {b} has {len(places)} audio placeholders, and {len(s.mels)} clips for {sum(s.placeholders)}"
+                f"sequence {b} has {len(places)} audio placeholders, and {len(clips)} clips for {sum(s.placeholders)}"
             )
         at += (b * length + places).tolist()
-        for mel, count in zip(s.mels, s.placeholders, strict=True):
-            rows: list[int] = []
-            for start in range(0, mel.shape[1], frames):
-                piece = mel[:, start : start + frames]
-                rows += range(len(cut) * model.encoder.n_window, len(cut) * model.encoder.n_window + _rows(piece))
-                cut.append(piece)
-            found = np.array(rows[: len(rows) // 2 * 2], np.int64).reshape(-1, 2)[: count * size]
+        for clip, count in zip(clips, s.placeholders, strict=True):
+            if s.encoded:
+                encoded.append(clip[: count * size].astype(np.float32))
+                rows = len(encoded[-1])
+            else:
+                pieces = [clip[:, start : start + frames] for start in range(0, clip.shape[1], frames)]
+                pairs.append(_pairs(pieces, len(cut) * model.encoder.n_window, model)[: count * size])
+                cut += pieces
+                rows = len(pairs[-1])
             index = np.full(count * size, -1, np.int64)  # -1: filler
-            index[: len(found)] = made + np.arange(len(found))
-            made += len(found)
-            pairs.append(found)
+            index[:rows] = made + np.arange(rows)
+            made += rows
             groups.append(index.reshape(count, size))
+    if encoded and cut:
+        raise Error("a batch has clips that are encoded and clips that are not")
     mels = np.zeros((len(cut), model.encoder.n_mels, frames), np.float32)
     for w, piece in enumerate(cut):
         mels[w, :, : piece.shape[1]] = piece
@@ -182,9 +223,19 @@ def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict
         "mel": torch.from_numpy(mels),
         "mel_frames": torch.tensor([piece.shape[1] for piece in cut], dtype=torch.int64),
         "pairs": torch.from_numpy(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)),
+        "encoded": torch.from_numpy(np.concatenate(encoded) if encoded else np.zeros((0, width), np.float32)),
         "audio_groups": torch.from_numpy(np.where(index < 0, made, index)),
         "audio_at": torch.tensor(at, dtype=torch.int64),
     }
+
+
+def _pairs(pieces: Items[Array], first: int, model: ModelConfig) -> Array:
+    """Rows of a clip's windows, two by two, int64 [n, 2]; `first` is the first window's first row."""
+    rows: list[int] = []
+    for w, piece in enumerate(pieces):
+        start = first + w * model.encoder.n_window
+        rows += range(start, start + _rows(piece))
+    return np.array(rows[: len(rows) // 2 * 2], np.int64).reshape(-1, 2)
 
 
 def _rows(mel: Array) -> int:

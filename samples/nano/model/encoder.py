@@ -83,7 +83,12 @@ class Encoder(nn.Module):
     def project(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """pairs [N, 2, d_model] -> (their mean [N, d_model], tower rows [N, hidden])."""
         pooled = pairs.mean(dim=1)
-        return pooled, self.proj(self.ln_post(pooled))
+        return pooled, self.tower(pooled)
+
+    def tower(self, pooled: Tensor) -> Tensor:
+        """25 Hz rows [N, d_model] -> [N, hidden]."""
+        found: Tensor = self.proj(self.ln_post(pooled))
+        return found
 
 
 def sinusoids(length: int, width: int) -> Tensor:

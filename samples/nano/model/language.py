@@ -86,14 +86,16 @@ class LanguageHalf(nn.Module):
     # -- sound in
 
     def pooled(self, batch: Batch) -> Tensor:
-        """25 Hz rows before ln_post [N, d_model] of all clips of the batch, one after another."""
+        """25 Hz rows before ln_post [N, d_model] of all clips of the batch, one after another: those it brings along, or
+        else the encoder's."""
+        if len(batch.encoded):
+            return batch.encoded
         rows = self.continuous_audio_tower.rows(batch.mel, batch.mel_frames).flatten(0, 1)
         return rows[batch.pairs].mean(dim=1)
 
     def audio_rows(self, batch: Batch) -> Tensor:
         """What takes the placeholders' place [A, hidden]. Filler counts in the mean as zero rows."""
-        rows = self.continuous_audio_tower.rows(batch.mel, batch.mel_frames).flatten(0, 1)
-        _, tower = self.continuous_audio_tower.project(rows[batch.pairs])
+        tower = self.continuous_audio_tower.tower(self.pooled(batch))
         padded = nn.functional.pad(tower, (0, 0, 0, 1))  # the row after the last is zero: filler points at it
         return self.audio_tower.continual_output_matching(padded[batch.audio_groups].mean(dim=1))
 

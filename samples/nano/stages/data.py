@@ -54,21 +54,33 @@ class Item:
     @property
     def size(self) -> int:
         """What it costs, roughly: characters up to its end."""
-        return sum(len(t.text) + sum(len(c.raw) for c in t.tool_calls) for t in self.dialogue.turns[: self.number + 1])
+        turns = self.dialogue.turns[: self.number + 1]
+        said = sum(len(t.text) + sum(len(c.raw) for c in t.tool_calls) for t in turns)
+        return said + sum(len(str(tool)) for tool in self.dialogue.tools)
 
 
 class Corpus:
     """Every assistant turn of the dialogues, shortest first."""
 
     def __init__(
-        self, prompter: Prompter, dialogues: Iterable[Dialogue], sounds: Sounds | None, layout: Layout
+        self,
+        prompter: Prompter,
+        dialogues: Iterable[Dialogue],
+        sounds: Sounds | None,
+        layout: Layout,
+        longest: int | None = None,
     ) -> None:
+        """`longest`: ids of a turn's prompt, written; turns with longer ones are left out. None: all are taken."""
         self.prompter, self.sounds, self.layout = prompter, sounds, layout
         self.mels: dict[tuple[str, int], Heard] = {}  # 115 MB an hour; computing them anew would outlast a GPU's step
         found = (Item(d, n) for d in dialogues for n, turn in enumerate(d.turns) if turn.role == "assistant")
-        self.items = sorted((i for i in found if self.has_sound(i)), key=lambda item: item.size)
+        fitting = (i for i in found if self.has_sound(i) and (longest is None or self.prompt_ids(i) <= longest))
+        self.items = sorted(fitting, key=lambda item: item.size)
         if not self.items:
             raise Error("no dialogue has a reply to learn from: write texts, render and encode them first")
+
+    def prompt_ids(self, item: Item) -> int:
+        return len(self.prompter.prompt(item.dialogue, item.number, {}, speech=True))
 
     def has_sound(self, item: Item) -> bool:
         """Whether it can be trained on: what it says has codes (or there is no sound at all)."""
@@ -110,6 +122,10 @@ class Corpus:
             return spoken(self.prompter, dialogue, number, heard, None, self.layout)
         codes, starts_s = self.sounds.reply(text), self.sounds.starts_s(text)
         return spoken(self.prompter, dialogue, number, heard, codes, self.layout, starts_s)
+
+    def heard_and_written(self, item: Item, take: int) -> batches.Sequence:
+        """Questions in sound, the reply in text alone."""
+        return written(self.prompter, item.dialogue, item.number, self.heard(item, take), prompt_weight=0.0)
 
     def written(self, item: Item, prompt_weight: float) -> batches.Sequence:
         return written(self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight)
@@ -159,26 +175,53 @@ def text_batches(
     return at
 
 
-def speech_batches(
-    corpus: Corpus, size: int, seed: int, *, text_share: float = 0.0, typed_share: float = 0.0
-) -> Callable[[int], Batch]:
-    """Batches of spoken replies.
+@dataclass(frozen=True)
+class Shares:
+    """What the steps of a run are made of. A step is of one kind, so that its sequences are of similar length.
 
     Args:
-        text_share: of the sequences, those that stay text alone.
-        typed_share: of the others, those that answer text.
+        hear, read: of the steps, those that are drills (see `drills`).
+        text: of the other steps' sequences, those that stay text alone.
+        typed: of the spoken ones among them, those that answer text.
     """
 
-    def at(step: int) -> Batch:
-        random = Random(f"{seed}/speech/{step}")
+    hear: float = 0.0
+    read: float = 0.0
+    text: float = 0.0
+    typed: float = 0.0
+
+
+def speech_batches(
+    corpus: Corpus,
+    size: int,
+    seed: int,
+    shares: Shares,
+    hear: Sequence[Item] = (),
+    read: Sequence[Item] = (),
+) -> Callable[[int], Batch]:
+    """Batches of spoken replies, and of the drills given."""
+
+    def of_dialogues(random: Random) -> list[batches.Sequence]:
         made = []
         for item in draw(corpus.items, size, random):
             text, typed, take = (
-                random.random() < text_share,
-                random.random() < typed_share,
+                random.random() < shares.text,
+                random.random() < shares.typed,
                 random.randrange(MOST_TAKES),
             )
             made.append(corpus.written(item, 0.0) if text else corpus.spoken(item, take=take, typed=typed))
+        return made
+
+    def at(step: int) -> Batch:
+        random = Random(f"{seed}/speech/{step}")
+        kind = random.random()
+        if kind < shares.hear:
+            # Text alone costs a fraction of a spoken reply: twice as many.
+            made = [corpus.heard_and_written(i, random.randrange(MOST_TAKES)) for i in draw(hear, 2 * size, random)]
+        elif kind < shares.hear + shares.read:
+            made = [corpus.spoken(item, typed=True) for item in draw(read, size, random)]
+        else:
+            made = of_dialogues(random)
         return batches.collate(made, corpus.prompter.model)
 
     return at

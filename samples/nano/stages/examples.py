@@ -25,10 +25,14 @@ from samples.nano.texts.dialogues import Dialogue, Turn
 
 @dataclass(frozen=True)
 class Heard:
-    """What a user said: float32 mel [n_mels, frames], normalised, and its placeholders."""
+    """What a user said: float32 mel [n_mels, frames], normalised, and its placeholders.
+
+    `encoded`: what a frozen encoder makes of it, 25 Hz rows [rows, d_model] before ln_post; the mel is then empty.
+    """
 
     mel: Array
     placeholders: int
+    encoded: Array | None = None
 
     @classmethod
     def of(cls, pcm: Array, model: ModelConfig) -> Heard:
@@ -136,8 +140,10 @@ def spoken(
     if layout.by_words and len(starts_s):
         steps = first_steps(prompter.model, prompter.pieces(said), starts_s, layout)
     text, groups, weights = reply_grid(prompter.model, said, calls, codes, layout, steps)
+    prompt = prompter.prompt(dialogue, turn, heard, speech=True)
     return Sequence(
-        prompt_ids=prompter.prompt(dialogue, turn, heard, speech=True),
+        prompt_ids=prompt,
+        prompt_weight=history_weight(prompt, prompter.model, layout.history_weight),
         text_ids=text,
         groups=groups,
         text_weight=weights[0],
@@ -146,6 +152,28 @@ def spoken(
     )
 
 
+def history_weight(prompt: Array, model: ModelConfig, weight: float) -> Array | None:
+    """float32 [P - 1]: `weight` for what earlier replies of the prompt say, from their second id to their end; None if
+    it is 0. Their first id does not count: a reply that is being spoken begins with audio_bos there."""
+    if not weight:
+        return None
+    # A prompt begins with the id that begins every message, and ends with what stands before a reply.
+    start = int(np.flatnonzero(prompt == prompt[0])[-1])
+    header = prompt[start:]
+    out = np.zeros(len(prompt) - 1, np.float32)
+    inside = None
+    for at in range(len(prompt)):
+        if inside is None and at < start and np.array_equal(prompt[at : at + len(header)], header):
+            inside = at + len(header)
+        elif inside is not None and at > inside:
+            out[at - 1] = weight  # position at - 1 predicts id at
+            if prompt[at] == model.text_ids.eos[0]:
+                inside = None
+    return out
+
+
 def clips(heard: Mapping[int, Heard]) -> dict[str, Any]:
     ordered = [heard[n] for n in sorted(heard)]
-    return {"mels": tuple(h.mel for h in ordered), "placeholders": tuple(h.placeholders for h in ordered)}
+    placeholders = {"placeholders": tuple(h.placeholders for h in ordered)}
+    rows = tuple(h.encoded for h in ordered if h.encoded is not None)
+    return {"encoded": rows, **placeholders} if rows else {"mels": tuple(h.mel for h in ordered), **placeholders}

@@ -30,12 +30,14 @@ class Layout:
         by_words: an id stands a little before its word is heard; else all text stands in front, as upstream has it.
         sil_weight: of the text head's padding; at 1 it would be most of what is learned.
         idle_weight: of the picks that are never returned.
+        history_weight: of the ids of earlier replies in the prompt.
     """
 
     lead_steps: int = 0
     by_words: bool = False
     sil_weight: float = 0.1
     idle_weight: float = 0.1
+    history_weight: float = 0.0
 
 
 def first_steps(model: ModelConfig, pieces: Items[str], starts_s: Items[float], layout: Layout) -> list[int]:

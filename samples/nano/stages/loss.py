@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from samples.nano.model.batch import Batch
+from samples.nano.model.batch import Batch, near_reply
 from samples.nano.model.language import LanguageHalf
 
 
@@ -34,12 +34,21 @@ class TokenScores:
         return sums.index_add(0, self.sequence, self.log_probs * self.weights)
 
 
-def score(model: LanguageHalf, batch: Batch) -> tuple[TokenScores, TokenScores | None]:
-    """(text, speech) of one parallel pass; speech is None where nobody speaks."""
+def score(
+    model: LanguageHalf, batch: Batch, head_context: int | None = None
+) -> tuple[TokenScores, TokenScores | None]:
+    """(text, speech) of one parallel pass; speech is None where nobody speaks.
+
+    Args:
+        head_context: prompt positions before each reply that the speech head sees. On the device it sees all (None);
+            since it has G rows a position, they are most of what a step costs.
+    """
     hidden = model.hidden(batch)
     text = of_targets(model.text_logits, hidden, batch.text_target, batch.text_weight)
     if not batch.speech:
         return text, None
+    if head_context is not None:
+        hidden, batch = near_reply(hidden, batch, head_context)
     rows = model.head_hidden(batch, hidden)
     return text, of_targets(model.speech_logits, rows, batch.speech_target, batch.speech_weight)
 
@@ -59,9 +68,11 @@ def text_cross_entropy(model: LanguageHalf, batch: Batch) -> tuple[Tensor, dict[
     return text.mean(), {"text_right": text.share_right()}
 
 
-def cross_entropy(model: LanguageHalf, batch: Batch, speech_share: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+def cross_entropy(
+    model: LanguageHalf, batch: Batch, speech_share: float = 1.0, head_context: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """(what to minimise, numbers for the log): text + speech_share * speech."""
-    text, speech = score(model, batch)
+    text, speech = score(model, batch, head_context)
     numbers = {"text": text.mean(), "text_right": text.share_right()}
     numbers["speech"] = torch.zeros_like(numbers["text"]) if speech is None else speech.mean()
     numbers["speech_right"] = torch.zeros_like(numbers["text"]) if speech is None else speech.share_right()

@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument("--source", type=Path, help=f"the checkpoint it begins with (default: WORK/{stage.source})")
     parser.add_argument("-o", "--output", type=Path, help=f"the checkpoint it makes (default: WORK/{stage.name})")
     parser.add_argument("--texts", type=Path, help="folder of the dialogues (default: WORK/texts)")
+    parser.add_argument("--longest", type=int, help="ids of a prompt, turns with longer ones are left out (default: none)")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by preset)")
     parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
     parser.add_argument("--batch", type=int, help="sequences a step (default: by preset)")
@@ -72,11 +73,14 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lead-steps", type=int, default=layout.lead_steps, help="silent steps before a reply's sound")
     parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
     parser.add_argument("--sil-weight", type=float, default=layout.sil_weight, help="of silence in the text's loss")
+    parser.add_argument("--history-weight", type=float, default=layout.history_weight, help="of earlier replies' text")
     parser.add_argument("--speech-share", type=float, default=1.0, help="of the speech loss, beside the text's 1")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
-    return Layout(options.lead_steps, options.align == "words", options.sil_weight)
+    return Layout(
+        options.lead_steps, options.align == "words", options.sil_weight, history_weight=options.history_weight
+    )
 
 
 def source_of(options: argparse.Namespace, stage: Stage) -> Path:
@@ -89,7 +93,7 @@ def corpus_of(
     """The dialogues of the files `names` in the texts' folder."""
     folder = options.texts or options.work / "texts"
     found: list[Dialogue] = [d for name in names for d in read_dialogues(folder / f"{name}.jsonl")]
-    return Corpus(Prompter(loaded.folder, loaded.config), found, sounds, layout)
+    return Corpus(Prompter(loaded.folder, loaded.config), found, sounds, layout, options.longest)
 
 
 def sounds_of(options: argparse.Namespace) -> Sounds:

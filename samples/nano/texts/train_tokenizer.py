@@ -22,6 +22,8 @@ from samples.nano.texts.store import read_dialogues
 
 _BYTES = 256
 
+TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=Path, help="folder of the texts (default: texts in the work folder)")
@@ -56,6 +58,7 @@ def write_tokenizers(folder: Path, settings: Settings, texts: list[str]) -> Lang
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write_text_tokenizer(part, spec, texts)
+    shutil.copyfile(TEMPLATE, part / TEMPLATE.name)
     write_speech_tokenizer(part / "speech_tokenizer", spec.speech, spec.group_size)
     if folder.exists():
         strange = sorted({p.name for p in folder.iterdir()} - {p.name for p in part.iterdir()})
