@@ -25,7 +25,7 @@ from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
 from samples.nano.stages.asking import turns
-from samples.nano.stages.data import Corpus, Item, draw, speech_batches, text_batches
+from samples.nano.stages.data import Corpus, Item, Shares, draw, speech_batches, text_batches
 from samples.nano.stages.examples import Prompter, system_words
 from samples.nano.stages.layout import Layout
 from samples.nano.stages.pairs import KINDS, Pairs, kind, preference_batches, wrong
@@ -173,7 +173,7 @@ def test_text_that_goes_with_the_words(loaded: Loaded) -> None:
 def test_batches_are_told_by_seed_and_step(corpus: Corpus) -> None:
     for make in (
         lambda seed: text_batches(corpus, 3, seed, 0.1),
-        lambda seed: speech_batches(corpus, 3, seed, text_share=0.3),
+        lambda seed: speech_batches(corpus, 3, seed, Shares(text=0.3)),
         lambda seed: preference_batches(corpus, 2, seed, dict.fromkeys(KINDS, 1.0)),
     ):
         one, again, other = make(1)(7), make(1)(7), make(2)(7)
@@ -186,9 +186,9 @@ def test_batches_are_told_by_seed_and_step(corpus: Corpus) -> None:
 
 def test_what_a_batch_is_made_of(corpus: Corpus) -> None:
     """All in text alone, all typed, all heard."""
-    batch = speech_batches(corpus, 4, 1, text_share=1.0)(0)
+    batch = speech_batches(corpus, 4, 1, Shares(text=1.0))(0)
     assert not batch.speech
-    batch = speech_batches(corpus, 4, 1, typed_share=1.0)(0)
+    batch = speech_batches(corpus, 4, 1, Shares(typed=1.0))(0)
     assert batch.speech
     assert not len(batch.audio_at)
     batch = speech_batches(corpus, 4, 1)(0)

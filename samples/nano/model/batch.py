@@ -114,8 +114,11 @@ def collate(sequences: Items[Sequence], model: ModelConfig) -> Batch:
 
 
 def near_reply(hidden: Tensor, batch: Batch, context: int) -> tuple[Tensor, Batch]:
-    """What the speech head needs of `hidden` [B, T, hidden] and the batch, without most of the prompts: of each sequence
-    the positions from `context` before its first pick on. They move to the front, as if the rest had not been."""
+    """What the speech head needs of `hidden` [B, T, hidden] and the batch, without most of the prompts.
+
+    Of each sequence the positions from `context` before its first pick on; they move to the front, as if the rest had
+    not been.
+    """
     size = batch.groups.shape[2]
     spoken = batch.speech_weight.unflatten(1, (-1, size)).amax(dim=2) > 0  # [B, T]
     length = batch.ids.shape[1]

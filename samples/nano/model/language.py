@@ -86,8 +86,10 @@ class LanguageHalf(nn.Module):
     # -- sound in
 
     def pooled(self, batch: Batch) -> Tensor:
-        """25 Hz rows before ln_post [N, d_model] of all clips of the batch, one after another: those it brings along, or
-        else the encoder's."""
+        """25 Hz rows before ln_post [N, d_model] of all clips of the batch, one after another.
+
+        Those that the batch brings along, or else the encoder's.
+        """
         if len(batch.encoded):
             return batch.encoded
         rows = self.continuous_audio_tower.rows(batch.mel, batch.mel_frames).flatten(0, 1)

@@ -195,7 +195,7 @@ def speech_batches(
     corpus: Corpus,
     size: int,
     seed: int,
-    shares: Shares,
+    shares: Shares = Shares(),
     hear: Sequence[Item] = (),
     read: Sequence[Item] = (),
 ) -> Callable[[int], Batch]:

@@ -19,9 +19,8 @@ import torch
 
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
-from samples.nano.model.batch import Array
+from samples.nano.model.batch import Array, collate
 from samples.nano.model.batch import Sequence as Example
-from samples.nano.model.batch import collate
 from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.language import LanguageHalf
 from samples.nano.stages.data import Corpus
@@ -67,9 +66,7 @@ def rows_of(model: LanguageHalf, heard: Sequence[Heard], device: torch.device) -
     """25 Hz rows before ln_post of each clip, float16."""
     audio = model.config.text_ids.audio
     examples = [
-        Example(
-            np.full(h.placeholders, audio), np.zeros(1, np.int64), mels=(h.mel,), placeholders=(h.placeholders,)
-        )
+        Example(np.full(h.placeholders, audio), np.zeros(1, np.int64), mels=(h.mel,), placeholders=(h.placeholders,))
         for h in heard
     ]
     batch = collate(examples, model.config).to(device)
@@ -138,5 +135,3 @@ def _groups_of(heard: Sequence[Heard]) -> Iterator[slice]:
     for h in heard:
         yield slice(at, at + h.placeholders)
         at += h.placeholders
-
-

@@ -34,9 +34,7 @@ class TokenScores:
         return sums.index_add(0, self.sequence, self.log_probs * self.weights)
 
 
-def score(
-    model: LanguageHalf, batch: Batch, head_context: int | None = None
-) -> tuple[TokenScores, TokenScores | None]:
+def score(model: LanguageHalf, batch: Batch, head_context: int | None = None) -> tuple[TokenScores, TokenScores | None]:
     """(text, speech) of one parallel pass; speech is None where nobody speaks.
 
     Args:

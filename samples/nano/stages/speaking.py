@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     parser.add_argument(
         "--head-context",
         type=int,
-        help="prompt positions before a reply that its speech head sees: fewer are quicker (default: all, as the device)",
+        help="prompt positions that a reply's speech head sees; few are quick (default: all, as on the device)",
     )
 
 

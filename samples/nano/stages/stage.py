@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument("--source", type=Path, help=f"the checkpoint it begins with (default: WORK/{stage.source})")
     parser.add_argument("-o", "--output", type=Path, help=f"the checkpoint it makes (default: WORK/{stage.name})")
     parser.add_argument("--texts", type=Path, help="folder of the dialogues (default: WORK/texts)")
-    parser.add_argument("--longest", type=int, help="ids of a prompt, turns with longer ones are left out (default: none)")
+    parser.add_argument("--longest", type=int, metavar="IDS", help="leave out turns whose prompts are longer")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by preset)")
     parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
     parser.add_argument("--batch", type=int, help="sequences a step (default: by preset)")

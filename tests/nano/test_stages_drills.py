@@ -1,0 +1,181 @@
+"""What makes the stages affordable on a CPU: drills, questions heard once, a speech head near its reply; and that none
+of it changes what is computed."""
+
+# ruff: noqa: E402  (what may not be installed is asked for before what needs it)
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the recipe needs PyTorch")
+pytest.importorskip("safetensors", reason="the recipe needs safetensors")
+
+from edge_sdk.errors import Error
+from edge_sdk.export.random_checkpoint.tokenizer import write_text_tokenizer
+from edge_sdk.prompt import SYSTEM_SPEECH, system_message
+from samples.nano.model.batch import collate, near_reply
+from samples.nano.model.checkpoint import Loaded, load
+from samples.nano.model.fresh import write_fresh
+from samples.nano.settings import TINY
+from samples.nano.stages import hear
+from samples.nano.stages.data import Corpus, Shares, speech_batches
+from samples.nano.stages.drills import HEAR, hear_items, read_items
+from samples.nano.stages.examples import Heard, Prompter, history_weight
+from samples.nano.stages.layout import Layout
+from samples.nano.stages.loss import cross_entropy
+from samples.nano.texts.dialogues import dialogues
+from samples.nano.texts.tools import TOOLS
+from samples.nano.texts.train_tokenizer import TEMPLATE
+from tests import tolerances
+from tests.nano.sounds import SeededSounds
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tokenizer").mkdir()
+    write_text_tokenizer(folder / "tokenizer", TINY.language_spec())
+    write_fresh(folder / "fresh", TINY, folder / "tokenizer", whisper=None, seed=1)
+    return load(folder / "fresh")
+
+
+def corpus_of(loaded: Loaded, layout: Layout | None = None, longest: int | None = None) -> Corpus:
+    sounds = SeededSounds(TINY.codec.codes, codes=30)
+    few = [d for d in dialogues(1, 60, "train") if not d.tools]
+    return Corpus(Prompter(loaded.folder, loaded.config), few, sounds, layout or Layout(), longest)
+
+
+def test_drills_have_one_line_each(loaded: Loaded) -> None:
+    corpus = corpus_of(loaded)
+    hears, reads = hear_items(corpus), read_items(corpus)
+    asked = {t.text for i in corpus.items for t in i.dialogue.turns if t.role == "user"}
+    said = {t.text for i in corpus.items for t in i.dialogue.turns if t.role == "assistant" and t.text}
+    assert ({i.turn.text for i in hears}, {i.turn.text for i in reads}) == (asked, said)
+    assert all(i.dialogue.turns[0].text == i.dialogue.turns[1].text for i in [*hears, *reads])
+    heard = corpus.heard_and_written(hears[0], 0)
+    words = corpus.prompter.tokenizer.decode(heard.prompt_ids.tolist())
+    assert heard.groups is None and len(heard.mels) == 1 and HEAR in words and hears[0].turn.text not in words
+    read = corpus.spoken(reads[0], typed=True)
+    assert read.groups is not None and not read.mels
+
+
+def test_a_step_is_of_one_kind(loaded: Loaded) -> None:
+    corpus = corpus_of(loaded)
+    hears, reads = hear_items(corpus), read_items(corpus)
+    batch = speech_batches(corpus, 2, 1, Shares(hear=1.0), hears, reads)(0)
+    assert len(batch.ids) == 4 and not batch.speech and len(batch.audio_at)
+    batch = speech_batches(corpus, 2, 1, Shares(read=1.0), hears, reads)(0)
+    assert len(batch.ids) == 2 and batch.speech and not len(batch.audio_at)
+
+
+def test_turns_with_long_prompts_are_left_out(loaded: Loaded) -> None:
+    everything = corpus_of(loaded)
+    lengths = sorted(everything.prompt_ids(item) for item in everything.items)
+    limit = lengths[len(lengths) // 2]
+    kept = corpus_of(loaded, longest=limit)
+    assert [everything.prompt_ids(i) for i in kept.items] == [
+        n for n in map(everything.prompt_ids, everything.items) if n <= limit
+    ]
+    with pytest.raises(Error, match="no dialogue"):
+        corpus_of(loaded, longest=lengths[0] - 1)
+
+
+def test_a_head_that_sees_the_whole_prompt_is_unchanged(loaded: Loaded) -> None:
+    corpus, model = corpus_of(loaded), copy.deepcopy(loaded.model)
+    batch = speech_batches(corpus, 3, 1)(0)
+    with torch.no_grad():
+        whole, numbers = cross_entropy(model, batch)
+        cut, near = cross_entropy(model, batch, head_context=batch.ids.shape[1])
+        hidden, nothing = near_reply(model.hidden(batch), batch, 0)
+    assert abs(float(whole - cut)) < tolerances.LOSS_ABS and abs(float(numbers["speech"] - near["speech"])) < 1e-5
+    size = batch.groups.shape[2]
+    assert hidden.shape[1] < batch.ids.shape[1]
+    for row in range(len(batch.ids)):
+        kept, wanted = nothing.speech_weight[row] > 0, batch.speech_weight[row] > 0
+        assert torch.equal(nothing.speech_target[row][kept], batch.speech_target[row][wanted])
+        assert torch.equal(nothing.previous[row][kept], batch.previous[row][wanted])
+        first = int(torch.nonzero(wanted)[0]) // size
+        assert int(nothing.ids[row, 0]) == int(batch.ids[row, first])
+
+
+def test_history_counts_from_its_second_id(loaded: Loaded) -> None:
+    corpus = corpus_of(loaded, Layout(history_weight=0.5))
+    item = next(i for i in corpus.items if i.number >= 3 and i.dialogue.turns[1].text)
+    sequence, tokenizer = corpus.spoken(item), corpus.prompter.tokenizer
+    assert sequence.prompt_weight is not None
+    counted = [int(sequence.prompt_ids[at + 1]) for at in np.flatnonzero(sequence.prompt_weight)]
+    said: list[int] = []
+    for turn in item.dialogue.turns[: item.number]:
+        if turn.role == "assistant":
+            words, calls = corpus.prompter.reply_ids(turn)
+            said += [*words.tolist()[1:], *calls.tolist()[0 if len(words) else 1 :], loaded.config.text_ids.eos[0]]
+    assert counted == said, (tokenizer.decode(counted), tokenizer.decode(said))
+    assert history_weight(sequence.prompt_ids, loaded.config, 0.0) is None
+
+
+class Rendered(SeededSounds):
+    """Seeded sounds with the list that rendered ones have."""
+
+    @property
+    def clips(self) -> dict[str, list[Any]]:
+        return {text: [self.question(text, take) for take in range(2)] for text in ("on", "off", "what time is it")}
+
+
+def test_what_was_heard_once_is_what_the_encoder_says(loaded: Loaded, tmp_path: Path) -> None:
+    sounds = Rendered(TINY.codec.codes)
+    found = hear.encode(loaded, sounds, torch.device("cpu"))  # type: ignore[arg-type]
+    hear.write(tmp_path, hear.digest(loaded.model), found)
+    kept = hear.read(tmp_path, loaded.model)
+    assert set(kept) == {(text, take) for text in sounds.clips for take in range(2)}
+    corpus = corpus_of(loaded)
+    for key, heard in kept.items():
+        again = Heard.of(sounds.question(*key), loaded.config)
+        rows = []
+        for h in (heard, again):
+            dialogue = hear_items(corpus)[0]
+            corpus.mels[dialogue.dialogue.turns[0].text, 0] = h
+            batch = collate([corpus.heard_and_written(dialogue, 0)], loaded.config)
+            with torch.no_grad():
+                rows.append(loaded.model.audio_rows(batch))
+        assert rows[0].shape == rows[1].shape
+        assert float((rows[0] - rows[1]).abs().max()) < 0.05 * float(rows[1].abs().max())  # bfloat16, kept in float16
+
+
+def test_another_encoder_does_not_get_it(loaded: Loaded, tmp_path: Path) -> None:
+    hear.write(tmp_path, hear.digest(loaded.model), hear.encode(loaded, Rendered(9), torch.device("cpu")))  # type: ignore[arg-type]
+    other = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        other.continuous_audio_tower.layers[0].fc1.bias += 1
+    assert hear.read(tmp_path, other) == {}
+    (tmp_path / "rows.npy").write_bytes(b"no array")
+    with pytest.raises(Error, match="samples.nano hear again"):
+        hear.read(tmp_path, loaded.model)
+
+
+def test_the_template_is_short_and_keeps_names() -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
+        TEMPLATE.read_text(encoding="utf-8")
+    )
+    message = system_message(f"{SYSTEM_SPEECH} Be brief.", list(TOOLS.values()))
+    system = "".join(piece[0] for piece in message.pieces if isinstance(piece, tuple))
+    turns = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": "<tool_response>\n{\"ok\": true}\n</tool_response>"},
+    ]  # fmt: skip
+    made = template.render(messages=turns, add_generation_prompt=True)
+    lines = made.splitlines()
+    assert lines[:2] == ["<|im_start|>system", "Speak. Be brief."]
+    assert lines[-3:] == ["<|im_start|>tool", '{"ok": true}<|im_end|>', "<|im_start|>assistant"]
+    assert (
+        '"set_timer", "description": "Start a timer" {"hours": integer, "minutes": integer, "seconds": integer}'
+        in lines
+    )
+    assert len(lines) == 2 + len(TOOLS) + 3 and len(made) < len(system) / 1.5
