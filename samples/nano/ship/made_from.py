@@ -20,7 +20,7 @@ def made_from(work: Path, checkpoint: Path) -> dict[str, Any]:
     found = {
         "checkpoint": checkpoint.name,
         "texts": read_record(work / "texts" / "statistics.json"),
-        "speech": {name: _speech(work / "speech" / name) for name in ("replies", "users")},
+        "speech": {name: told for name in ("replies", "users") if (told := _speech(work / "speech" / name))},
         "training": {name: run for name, folder in _runs(work).items() if (run := _run(folder))},
         "merge": next((r for n in STAGES if (r := read_record(work / n / RECORD))), {}),
     }
