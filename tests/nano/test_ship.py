@@ -135,6 +135,17 @@ def test_scored_and_shipped(work: Path, capsys: pytest.CaptureFixture[str]) -> N
         ship.check_is_scored(work / "bundles" / "mixed.bundle", score["bundles"]["mixed"])
 
 
+def test_two_processes_ask(work: Path) -> None:
+    ask = ["score", "--bundle", "int8", "--condition", "typed", "--count", "2", "--heard", "0", "--no-speed"]
+    ask += ["--recordings", str(AUDIO / "held_out")]
+    assert command(work, *ask, "--threads", "1") == 0
+    alone = card.read_score(work)
+    shutil.rmtree(work / "score")
+    assert command(work, *ask, "--jobs", "2") == 0
+    together = card.read_score(work)
+    assert (together["rows"], together["recordings"]) == (alone["rows"], alone["recordings"])
+
+
 def test_times_of_spoken_questions(work: Path) -> None:
     made = bundles.make(work, "fp32", work / "start")
     recordings = Recordings(AUDIO / "speech", list(read_dialogues(EXPECTED))[:2])

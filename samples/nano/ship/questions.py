@@ -21,7 +21,8 @@ from samples.nano.texts.dialogues import Dialogue
 from samples.nano.texts.store import read_dialogues
 from samples.nano.voices import other_voices
 from samples.nano.voices.jobs import Job, user_jobs
-from samples.nano.voices.render import speak
+from samples.nano.voices.packages import file_sha256
+from samples.nano.voices.render import VERSION, speak
 from samples.nano.voices.rooms import Array
 from samples.nano.voices.shards import read_manifest
 
@@ -70,6 +71,7 @@ class HeldOutUsers:
     def __init__(self, texts: Path, condition: str, engines: Sequence[str], seed: int = 1) -> None:
         jobs = user_jobs(texts, seed, engines, splits=["held_out"], snr_db=level_of(condition))
         self._jobs = {job.text: job for job in jobs}
+        self.told = f"render {VERSION}, seed {seed}, {', '.join(engines)}"
 
     def question(self, text: str, take: int) -> Array | None:
         job = self._jobs.get(text)
@@ -101,6 +103,7 @@ class Recordings:
         self.missing = [d.id for d in dialogues if not found[d.id]]
         if not self.dialogues:
             raise Error(f"'{folder}' has none of the recordings {', '.join(self.missing[:4])}, ... as .wav or .flac")
+        self.told = " ".join(file_sha256(path) for path in found.values() if path)
         self._files = {d.turns[0].text: path for d in self.dialogues if (path := found[d.id])}
 
     @property

@@ -29,6 +29,7 @@ class Asked:
     Args:
         condition: how the questions sound, `questions.CONDITIONS`, or another name.
         items: what is asked.
+        sound: what else decides how the questions sound: the users' seed and programs, the recordings' hashes.
         heard: spoken answers, the first of the row, that Whisper reads; 0: none.
         whole: have their codes voiced by the whole vocoder too, and read.
         threads: of each engine; None: every core.
@@ -39,6 +40,7 @@ class Asked:
     items: Sequence[Item]
     heard: int
     whole: bool
+    sound: str = ""
     threads: int | None = None
 
     @property
@@ -48,7 +50,7 @@ class Asked:
     def fingerprint(self) -> str:
         """Of all that decides a row."""
         asked = [[item.dialogue.id, item.number, asdict(item.turn)] for item in self.items]
-        told = [VERSION, self.made.sha256, self.condition, asked, self.heard, self.whole]
+        told = [VERSION, self.made.sha256, self.condition, self.sound, asked, self.heard, self.whole]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

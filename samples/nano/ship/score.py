@@ -35,7 +35,7 @@ from samples.nano.ship.questions import (
 )
 from samples.nano.ship.row import Asked, answer
 from samples.nano.ship.speed import measure
-from samples.nano.stages.data import Item, Sounds
+from samples.nano.stages.data import Item
 from samples.nano.texts.store import read_dialogues
 
 FOLDER, FILE, ANSWERS = "score", "score.json", "answers.jsonl"
@@ -110,10 +110,11 @@ def _condition(options: argparse.Namespace, made: list[Made], condition: str) ->
     threads = options.threads or (1 if options.jobs > 1 else None)
     items, sounds = _questions(options, condition)
     whole, folder = condition in (NATURAL, RECORDINGS), options.work / FOLDER / "rows"
-    return [answer(Asked(m, condition, items, options.heard, whole, threads), sounds, folder) for m in made]
+    told = sounds.told if sounds else ""
+    return [answer(Asked(m, condition, items, options.heard, whole, told, threads), sounds, folder) for m in made]
 
 
-def _questions(options: argparse.Namespace, condition: str) -> tuple[list[Item], Sounds | None]:
+def _questions(options: argparse.Namespace, condition: str) -> tuple[list[Item], HeldOutUsers | Recordings | None]:
     if condition == RECORDINGS:
         recordings = Recordings(options.recordings, list(read_dialogues(options.expected)))
         return recordings.items, recordings
