@@ -97,6 +97,8 @@ def test_what_a_checkpoint_says_already_stays(work: Path) -> None:
 def test_scored_and_shipped(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Error, match="there is no score"):
         card.read_score(work)
+    evaluated = {"text": {"text": 0.5, "nats": 2.5}, "merged": {"text": 0.25, "spoken": 0.125, "nats": 3.0}}
+    (work / "evaluation.json").write_text(json.dumps(evaluated))
     expected = work / "expected.jsonl"
     expected.write_text("\n".join(EXPECTED.read_text().splitlines()[:2]) + "\n")
     ask = ["score", "--bundle", "mixed", "--condition", "typed", "--count", "3", "--heard", "0", "--no-speed"]
@@ -125,6 +127,7 @@ def test_scored_and_shipped(work: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert sorted(p.name for p in target.parent.iterdir()) == [card.NAME, "default.bundle"]
     text = (target.parent / card.NAME).read_text()
     assert score["bundles"]["mixed"]["sha256"] in text
+    assert "| merged | 25.0 % | 3.000 | 12.5 % |" in text
     assert "$" not in text
     assert command(work, "card", "--bundle", "mixed", "-o", str(work / "card.md")) == 0
     assert (work / "card.md").read_text() == text

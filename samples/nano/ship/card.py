@@ -68,6 +68,7 @@ def card(score: Score, kind: str) -> str:
         tasks=table.markdown(table.parts_table(natural, "tasks")) if natural else "(not measured)",
         recordings=_recordings(score, kind),
         speed=_speed(score),
+        stages=_stages(score["made_from"].get("stages", {})),
         data="\n".join(f"- {line}" for line in _data(score["made_from"])) or "(no record was kept)",
         programs="".join(_programs(score["made_from"])),
         hibari=HIBARI[0],
@@ -108,6 +109,17 @@ def _speed(score: Score) -> str:
         "stage:"
     )
     return f"{about}\n\n{table.markdown(table.speed_table(spoken))}\n\n"
+
+
+def _stages(found: Score) -> str:
+    if not found:
+        return ""
+    about = (
+        "What each stage of the recipe brought (`python -m samples.nano evaluate`, in fp32): success on ordinary "
+        "text, on the domain in text, on spoken questions, on noisy ones; word errors; cross entropy of ordinary "
+        "text's answers:"
+    )
+    return f"{about}\n\n{table.markdown(table.stages_table(found))}\n\n"
 
 
 def _data(made: Score) -> Iterator[str]:

@@ -16,12 +16,14 @@ _RUN = ("steps", "learning_rate", "seed")
 
 def made_from(work: Path, checkpoint: Path) -> dict[str, Any]:
     """JSON: `texts` (statistics of the grammar's output), `speech` (clips, programs and seeds of what was rendered),
-    `training` (steps and learning rate of each run), `merge` (what was merged). What is not there is left out."""
+    `training` (steps and learning rate of each run), `stages` (what `evaluate` found of each checkpoint), `merge` (what
+    was merged). What is not there is left out."""
     found = {
         "checkpoint": checkpoint.name,
         "texts": read_record(work / "texts" / "statistics.json"),
         "speech": {name: told for name in ("replies", "users") if (told := _speech(work / "speech" / name))},
         "training": {name: run for name, folder in _runs(work).items() if (run := _run(folder))},
+        "stages": read_record(work / "evaluation.json"),
         "merge": next((r for n in STAGES if (r := read_record(work / n / RECORD))), {}),
     }
     return {name: value for name, value in found.items() if value}

@@ -69,6 +69,19 @@ def _speed(found: Row, stages: Sequence[str]) -> list[str]:
     return [*cells, *(f"{found['rtf_by_stage'][stage]:.3f}" for stage in stages)]
 
 
+def stages_table(found: Mapping[str, Row]) -> Table:
+    """What `evaluate` found: a line for each checkpoint, shares as percent, cross entropy in nats."""
+    columns = list(dict.fromkeys(name for row in found.values() for name in row))
+    lines = [[_share_or_nats(row, column) for column in columns] for row in found.values()]
+    return [["checkpoint", *columns], *([name, *line] for name, line in zip(found, lines, strict=True))]
+
+
+def _share_or_nats(row: Row, column: str) -> str:
+    if column not in row:
+        return "-"
+    return f"{row[column]:.3f}" if column == "nats" else percent(row[column])
+
+
 def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
