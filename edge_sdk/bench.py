@@ -264,7 +264,7 @@ def _vocoder_stages(bundle: Bundle, runtime: str, threads: int | None) -> list[S
 def _whole_reply(bundle: Bundle, model: ModelConfig, runtime: str, threads: int | None) -> dict[str, Any]:
     """A spoken question, streamed in as it would be spoken, answered with 10 s of speech at most."""
     pcm = question(model.mel.sample_rate)
-    config = GenerationConfig(max_new_tokens=51, seed=0)
+    config = GenerationConfig.of_bundle(bundle).replace(max_new_tokens=51, seed=0)
     speech = model.speech_head is not None
     with Chat(bundle, runtime=runtime, threads=threads, speech=speech, generation=config, context_tokens=512) as chat:
         chat.send(pcm, sample_rate=model.mel.sample_rate, generation=config.replace(max_new_tokens=8))

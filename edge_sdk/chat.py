@@ -58,7 +58,8 @@ class Chat:
         tool_timeout_s: how long a call may take; then, and when the user interrupts, the reply goes on or ends without
             its result. None sets no limit.
         speech: answer with speech as well as text.
-        generation: how replies are made; `send` and `stream` can override it.
+        generation: how replies are made; `send` and `stream` can override it. None is the bundle's own, as a rule
+            upstream's example settings.
         context_tokens: positions of the backbone's cache (5 a second of audio); fixed memory.
         on_full: "drop" lets the oldest turns go, "error" raises ContextFullError.
         long_audio: past 30 s, "full" hears all of it; "upstream" hears nothing, as the reference.
@@ -97,10 +98,11 @@ class Chat:
             "context_tokens", context_tokens, 16, 1 << 31, "an integer of at least 16, below 2**31"
         )
         self._tools, self._tool_worker = make_tools(tools), ToolWorker(tool_timeout_s)
-        self._generation = _check_generation(generation)
+        generation = None if generation is None else _check_generation(generation)
         self._owns_bundle = not isinstance(bundle, Bundle)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._model = _language_model(self.bundle, speech)
+        self._generation = GenerationConfig.of_bundle(self.bundle) if generation is None else generation
         self._runtime = self.bundle.runtime(runtime, device_id=device_id, threads=threads)
         self._tokenizer = self.bundle.shared("tokenizer", partial(_read_tokenizer, self.bundle))
         template = self.bundle.shared("template", partial(_read_template, self.bundle, self._tokenizer, self._model))
@@ -321,6 +323,11 @@ class Chat:
         return [turn.record() for turn in self._conversation.turns]
 
     @property
+    def generation(self) -> GenerationConfig:
+        """How replies are made where nothing else is said: `chat.generation.replace(seed=1)` changes one thing."""
+        return self._generation
+
+    @property
     def context_left(self) -> int:
         """Positions free after the history as it would be prefilled now."""
         return max(0, self._context.capacity - len(self._conversation.render()))
@@ -522,9 +529,7 @@ def _language_model(bundle: Bundle, speech: bool) -> ModelConfig:
     return model
 
 
-def _check_generation(config: GenerationConfig | None) -> GenerationConfig:
-    if config is None:
-        return GenerationConfig()
+def _check_generation(config: GenerationConfig) -> GenerationConfig:
     if not isinstance(config, GenerationConfig):
         raise Error(f"generation must be a GenerationConfig, found {type(config).__name__}")
     return config

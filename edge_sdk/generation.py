@@ -5,26 +5,31 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edge_sdk.backbone import Backbone, BackboneOutput
 from edge_sdk.checks import check_cfg_rate, check_flag, check_number, check_text, check_whole
 from edge_sdk.config import ModelConfig
-from edge_sdk.errors import Error
+from edge_sdk.errors import BundleError, Error
 from edge_sdk.runtime import Array
 from edge_sdk.sampling import History, Sampling, uniform
 from edge_sdk.speech_head import SpeechHead
 
+if TYPE_CHECKING:
+    from edge_sdk.bundle import Bundle
+
+SECTION = "edge_sdk"  # of a checkpoint's generation_config.json
 _MOST = 1e6  # scores stay finite in float32, whatever is multiplied or divided by up to this
 _FACTOR = f"a number from {1 / _MOST:g} to {_MOST:g}"
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How replies are made. The defaults are upstream's example settings.
+    """How replies are made. The defaults are upstream's example settings; a bundle may bring its own.
 
     Args:
         max_new_tokens: text ids at most; with speech one id stands for one step (200 ms).
@@ -75,6 +80,33 @@ class GenerationConfig:
 
     def replace(self, **changes: object) -> GenerationConfig:
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> GenerationConfig:
+        """What a bundle's replies are made with where nothing else is said: the section "edge_sdk" of its checkpoint's
+        generation_config.json, over our defaults. The file's own keys are left alone: upstream's example overrides
+        them, and so do we.
+
+        Raises:
+            BundleError: the section is not an object of our fields, or a value cannot be.
+        """
+        return cls.of_section(bundle.manifest.generation, f"bundle '{bundle.path}'")
+
+    @classmethod
+    def of_section(cls, generation: Mapping[str, object], where: str) -> GenerationConfig:
+        """The same of the content of a generation_config.json; `where` is for messages."""
+        section = generation.get(SECTION, {})
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(section) - set(names)) if isinstance(section, Mapping) else [str(section)]
+        if unknown:
+            raise BundleError(
+                f"{where}: '{SECTION}' of its generation settings holds {', '.join(unknown)}; it is an object of "
+                f"{', '.join(names)}"
+            )
+        try:
+            return cls(**section)  # type: ignore[arg-type]
+        except Error as e:
+            raise BundleError(f"{where}: '{SECTION}' of its generation settings cannot be used: {e}") from e
 
 
 def _check_words(name: str, words: object) -> tuple[Sequence[int] | str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_sdk.config import EncoderConfig, MelConfig, ModelConfig, MoEConfig, SpeechIds, TextIds, TransformerConfig
-from edge_sdk.errors import CheckpointError, Error
+from edge_sdk.errors import BundleError, CheckpointError, Error
 from edge_sdk.export.checkpoint import Checkpoint
 from edge_sdk.mel import MelStream
 
@@ -84,6 +84,7 @@ def read_language_config(checkpoint: Checkpoint) -> LanguageConfig:
         )
     text, audio = top.section("text_config"), top.section("audio_config")
     generation = checkpoint.json("generation_config.json", required=False)
+    _check_generation(generation)
     backbone = _transformer(text)
     text_ids = _text_ids(top, text, generation)
     speech_ids = _speech_ids(audio)
@@ -239,6 +240,16 @@ def _speech_ids(audio: _Reader) -> SpeechIds:
         eos=audio.token_id("eos_token_id", size),
         pad=audio.token_id("pad_token_id", size),
     )
+
+
+def _check_generation(generation: dict[str, Any]) -> None:
+    """What the device will read of it, while there is somebody who can change it."""
+    from edge_sdk.generation import GenerationConfig
+
+    try:
+        GenerationConfig.of_section(generation, "generation_config.json")
+    except BundleError as e:
+        raise CheckpointError(str(e)) from e
 
 
 def _check_group_size(checkpoint: Checkpoint, group_size: int) -> None:

@@ -37,22 +37,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from edge_sdk.bundle import Bundle
     from edge_sdk.chat import Chat
     from edge_sdk.generation import GenerationConfig
 
-    chosen = {"max_new_tokens": args.max_new_tokens, "vocoder_steps": args.vocoder_steps, "seed": args.seed}
-    config = GenerationConfig(
-        do_sample=not args.greedy, **{name: value for name, value in chosen.items() if value is not None}
-    )
-    with Chat(
-        args.bundle, runtime=args.runtime, threads=args.threads, system=args.system, voice=args.voice,
-        speech=not args.no_speech, generation=config, context_tokens=args.context_tokens, vocoder=args.vocoder,
+    with Bundle.open(args.bundle) as bundle, Chat(
+        bundle, runtime=args.runtime, threads=args.threads, system=args.system, voice=args.voice,
+        speech=not args.no_speech, context_tokens=args.context_tokens, vocoder=args.vocoder,
+        generation=GenerationConfig.of_bundle(bundle).replace(**drawn(args)),
     ) as chat:  # fmt: skip
         if args.out:
             _check_out(chat, args.out)
         if args.audio is not None or args.text is not None:
             return _ask(chat, args)
         return _converse(chat, args)
+
+
+def drawn(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of how replies are made; the rest is the bundle's."""
+    chosen = {"max_new_tokens": args.max_new_tokens, "vocoder_steps": args.vocoder_steps, "seed": args.seed}
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return given | ({"do_sample": False} if args.greedy else {})
 
 
 def _check_out(chat: Any, out: str) -> None:

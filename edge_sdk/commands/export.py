@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--noise-frames", type=int, default=15000, metavar="N",
         help="frames of the vocoder's fixed noise to keep, 50 a second (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--page", type=int, choices=(4096, 65536), default=65536, metavar="BYTES",
+        help="borders on which large weights begin, 4096 or 65536; 4096 makes a small model's file a tenth smaller "
+        "(default: %(default)s)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         voices[name] = file
     options = ExportOptions(
         precision=args.precision, block=args.block, recipe=args.recipe, name=args.name,
-        noise_frames=args.noise_frames, one_file=args.one_file, resume=args.resume, overwrite=args.overwrite,
+        noise_frames=args.noise_frames, page=args.page, one_file=args.one_file, resume=args.resume,
+        overwrite=args.overwrite,
     )  # fmt: skip
     path = export_bundle(args.checkpoint, args.vocoder, args.output, options, voices=voices, progress=progress())
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

@@ -85,13 +85,17 @@ def _device(given: str | None) -> str | int | None:
 
 
 def _open_chat(args: argparse.Namespace) -> Any:
+    from edge_sdk.bundle import Bundle
     from edge_sdk.chat import Chat
     from edge_sdk.generation import GenerationConfig
 
-    changes = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    generation = None
+    if args.max_new_tokens is not None:
+        with Bundle.open(args.bundle) as bundle:
+            generation = GenerationConfig.of_bundle(bundle).replace(max_new_tokens=args.max_new_tokens)
     options: dict[str, Any] = {
         "runtime": args.runtime, "threads": args.threads, "voice": args.voice, "context_tokens": args.context_tokens,
-        "generation": GenerationConfig(**changes),
+        "generation": generation,
     }  # fmt: skip
     if args.session is not None and Path(args.session).exists():
         if args.system is not None:

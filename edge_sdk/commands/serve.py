@@ -71,18 +71,16 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _service(args: argparse.Namespace) -> Any:
     from edge_sdk.bundle import Bundle
+    from edge_sdk.commands.chat import drawn
     from edge_sdk.generation import GenerationConfig
     from edge_sdk.server.limits import Limits
     from edge_sdk.server.service import Service
 
     chosen = {"max_sessions": args.sessions, "slots": args.slots, "queue": args.queue}
     limits = Limits(**{name: value for name, value in chosen.items() if value is not None})
-    drawn = {"max_new_tokens": args.max_new_tokens, "vocoder_steps": args.vocoder_steps, "seed": args.seed}
-    generation = GenerationConfig(
-        do_sample=not args.greedy, **{name: value for name, value in drawn.items() if value is not None}
-    )
     options = {"runtime": args.runtime, "threads": args.threads, "context_tokens": args.context_tokens}
     with Bundle.open(args.bundle) as bundle:
+        generation = GenerationConfig.of_bundle(bundle).replace(**drawn(args))
         service = Service(bundle, limits, options, generation, args.system, args.log_words)
         service.open_chat(bool(service.voices)).close()  # what cannot be used is said now, not to the first client
         yield service

@@ -31,7 +31,7 @@ EDGE_SDK = "edge_sdk"  # ops of our own: csrc/ort
 EDGE_SDK_OPSET = 1
 
 INLINE_BYTES = 1024  # smaller weights stay in the .onnx file
-LARGE_BYTES = 1 << 16  # larger ones start on a 64 KiB border, so that they can be mapped
+LARGE_BYTES = 1 << 16  # larger ones start on a border of 64 KiB, or of `page`, so that they can be mapped
 ALIGN_LARGE, ALIGN_SMALL = 1 << 16, 64
 _LOOKED_UP = {
     "Gather": (0,),
@@ -301,8 +301,11 @@ class GraphBuilder:
         return save_together([(self, onnx_path)], data_path)
 
 
-def save_together(graphs: Sequence[tuple[GraphBuilder, Path]], data_path: Path) -> int:
+def save_together(graphs: Sequence[tuple[GraphBuilder, Path]], data_path: Path, page: int = ALIGN_LARGE) -> int:
     """Write models that share one data file: a weight of the same name in two of them is stored once.
+
+    Args:
+        page: large weights begin on borders of so many bytes.
 
     Returns the bytes of data (0: there is no data file).
     """
@@ -317,7 +320,7 @@ def save_together(graphs: Sequence[tuple[GraphBuilder, Path]], data_path: Path) 
                 raise ExportError(
                     f"graph '{g.name}': weight '{weight.name}' differs from the one that '{data_path.name}' holds"
                 )
-    offsets = _layout(external)
+    offsets = _layout(external, page)
     if external:
         with data_path.open("wb") as file:
             for place, weight in external.items():
@@ -330,10 +333,10 @@ def save_together(graphs: Sequence[tuple[GraphBuilder, Path]], data_path: Path) 
     return data_path.stat().st_size if external else 0
 
 
-def _layout(weights: Mapping[str, Weight]) -> dict[str, int]:
+def _layout(weights: Mapping[str, Weight], page: int) -> dict[str, int]:
     offsets, at = {}, 0
     for place, weight in weights.items():
-        align = ALIGN_LARGE if weight.nbytes >= LARGE_BYTES else ALIGN_SMALL
+        align = page if weight.nbytes >= LARGE_BYTES else ALIGN_SMALL
         at = -(-at // align) * align
         offsets[place] = at
         at += weight.nbytes

@@ -38,6 +38,9 @@ COMMANDS = {
     "cocktail2": "samples.nano.stages.cocktail2",
     "dpo": "samples.nano.stages.dpo",
     "evaluate": "samples.nano.stages.evaluate",
+    "score": "samples.nano.ship.score",
+    "card": "samples.nano.ship.card",
+    "ship": "samples.nano.ship.ship",
 }
 WORK = Path("out") / "nano"
 

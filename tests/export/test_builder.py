@@ -305,3 +305,11 @@ def test_what_a_step_reads() -> None:
     assert g.bytes_read == 8 * 8 * 4 + (4 * 6 * 8 + 4 * 8 * 3) * 4 // 4
     g.op("MatMul", x, table, transB=1)
     assert g.bytes_read == 8 * 8 * 4 + (4 * 6 * 8 + 4 * 8 * 3) + 100 * 8 * 4, "a tied table is read whole by the head"
+
+
+def test_borders_of_another_size(tmp_path: Path) -> None:
+    g, arrays = weights_of([LARGE_BYTES // 4 + 1, LARGE_BYTES // 4, 777])
+    save_together([(g, tmp_path / "m.onnx")], tmp_path / "m.bin", page=4096)
+    found = places(onnx.load(tmp_path / "m.onnx", load_external_data=False))
+    offsets = [int(found[name]["offset"]) for name in arrays]
+    assert offsets == [0, LARGE_BYTES + 4096, 2 * LARGE_BYTES + 4096]

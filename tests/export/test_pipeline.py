@@ -520,9 +520,9 @@ def written_by_resuming(checkpoint: Path, output: Path, **options: Any) -> list[
     """Names of the data files that were written, with the graphs that use them."""
     written: list[str] = []
 
-    def save(graphs: Any, data_path: Path) -> int:
+    def save(graphs: Any, data_path: Path, page: int) -> int:
         written.append(data_path.stem)
-        return save_together(graphs, data_path)
+        return save_together(graphs, data_path, page)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "save_together", save)
@@ -663,3 +663,9 @@ def test_weights_of_the_bundle_are_the_checkpoints(whole: Path, expected: dict[s
     assert len(names) == 2 + 1 + 2 * 11
     for name in names:
         assert np.array_equal(stored[name], checkpoint.read(name))
+
+
+def test_smaller_pages_save_space(checkpoint: Path, place: Path) -> None:
+    with pytest.raises(ExportError, match="page must be one of 4096, 65536, found 512"):
+        export(checkpoint, place, page=512)
+    assert export(checkpoint, place, page=4096).exists()

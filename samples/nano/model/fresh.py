@@ -25,6 +25,7 @@ from edge_sdk.export.random_checkpoint.writer import new_folder
 from edge_sdk.export.weights import language_weights
 from samples.nano.model.checkpoint import Loaded, write_tensors
 from samples.nano.model.language import LanguageHalf
+from samples.nano.model.replies import settle
 from samples.nano.model.whisper import load_into, read_tensors
 from samples.nano.settings import Settings
 
@@ -53,6 +54,7 @@ def write_fresh(
                 shutil.copyfile(path, folder / path.name)
         write_speech_tokenizer(folder / "speech_tokenizer", spec.speech, spec.group_size)
         write_configs(folder, spec, "float32")
+        settle(folder)
         loaded = draw(folder, seed)
         if whisper is not None:
             load_into(loaded.model.continuous_audio_tower, read_tensors(whisper))

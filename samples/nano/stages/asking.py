@@ -15,13 +15,13 @@ import edge_sdk
 from edge_sdk.conversation import Turn as HistoryTurn
 from edge_sdk.export.pipeline import ExportOptions, export_bundle
 from edge_sdk.prompt import Clip
+from samples.nano.model.replies import REPLIES
 from samples.nano.stages.data import Item, Sounds
 from samples.nano.stages.examples import history, system_words
 from samples.nano.texts import checker
 
 INPUT_RATE_HZ = 16000
 CONTEXT_TOKENS = 4096
-MOST_IDS = 160  # of a reply; the grammar's longest with its silence is half of that
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,18 @@ def quiet() -> Iterator[None]:
         log.setLevel(before)
 
 
-def ask(bundle: Path, items: Sequence[Item], *, speech: bool, sounds: Sounds | None = None) -> Iterator[Answered]:
+def ask(
+    bundle: Path, items: Sequence[Item], *, speech: bool, sounds: Sounds | None = None, threads: int | None = None
+) -> Iterator[Answered]:
     """Greedy answers to each item's conversation as it was meant to go, the last turn left to the model.
 
     Args:
         speech: the answer is spoken; else text alone is asked for.
         sounds: where the users' turns are sound; None: they are text.
+        threads: of each engine; None: every core.
     """
-    greedy = edge_sdk.GenerationConfig(do_sample=False, repetition_penalty=1.0, max_new_tokens=MOST_IDS)
-    chat = edge_sdk.Chat(bundle, speech=speech, generation=greedy, context_tokens=CONTEXT_TOKENS)
+    greedy = edge_sdk.GenerationConfig(**REPLIES)
+    chat = edge_sdk.Chat(bundle, speech=speech, generation=greedy, context_tokens=CONTEXT_TOKENS, threads=threads)
     with chat, quiet():
         for item in items:
             chat.configure(system=system_words(item.dialogue.system, speech), tools=list(item.dialogue.tools))
