@@ -31,22 +31,22 @@ class Sequence:
         text_ids: int64 [S], the text id chosen in each step, as returned (forced and overwritten ones).
         groups: int64 [S, G], the head's picks of each step, also where they are not returned; None: no speech at all.
         mels: float32 [n_mels, frames] of each clip, normalised, in the order of their placeholders.
-        encoded: or, of each clip, what a frozen encoder makes of it: 25 Hz rows [rows, d_model] before ln_post.
         placeholders: of each clip.
         text_weight: float32 [S], share of each text id in the loss.
         speech_weight: float32 [S, G], of each pick.
         prompt_weight: float32 [P - 1], of predicting prompt id n + 1 at position n; None: nothing of the prompt.
+        encoded: instead of `mels`, what a frozen encoder makes of each clip: 25 Hz rows [rows, d_model] before ln_post.
     """
 
     prompt_ids: Array
     text_ids: Array
     groups: Array | None = None
     mels: tuple[Array, ...] = ()
-    encoded: tuple[Array, ...] = ()
     placeholders: tuple[int, ...] = ()
     text_weight: Array | None = None
     speech_weight: Array | None = None
     prompt_weight: Array | None = None
+    encoded: tuple[Array, ...] = ()
 
     @property
     def length(self) -> int:

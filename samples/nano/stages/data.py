@@ -161,11 +161,15 @@ def text_batches(
     *,
     stories: Sequence[batches.Sequence] = (),
     story_share: float = 0.0,
+    copy_share: float = 0.0,
+    copies: Callable[[int, Random], list[batches.Sequence]] | None = None,
 ) -> Callable[[int], Batch]:
-    """Batches of replies in text alone, and running text, by step."""
+    """Batches of replies in text alone, of running text, and steps of copies, by step."""
 
     def at(step: int) -> Batch:
         random = Random(f"{seed}/text/{step}")
+        if copies is not None and copy_share and random.random() < copy_share:
+            return batches.collate(copies(2 * size, random), corpus.prompter.model)
         made = [
             random.choice(stories) if stories and random.random() < story_share else corpus.written(item, prompt_weight)
             for item in draw(corpus.items, size, random)
@@ -180,13 +184,14 @@ class Shares:
     """What the steps of a run are made of. A step is of one kind, so that its sequences are of similar length.
 
     Args:
-        hear, read: of the steps, those that are drills (see `drills`).
+        hear, read, copy: of the steps, those that are drills (see `drills`).
         text: of the other steps' sequences, those that stay text alone.
         typed: of the spoken ones among them, those that answer text.
     """
 
     hear: float = 0.0
     read: float = 0.0
+    copy: float = 0.0
     text: float = 0.0
     typed: float = 0.0
 
@@ -198,8 +203,9 @@ def speech_batches(
     shares: Shares = Shares(),
     hear: Sequence[Item] = (),
     read: Sequence[Item] = (),
+    copies: Callable[[int, Random], list[batches.Sequence]] | None = None,
 ) -> Callable[[int], Batch]:
-    """Batches of spoken replies, and of the drills given."""
+    """Batches of spoken replies, and of the drills given. `copies` makes so many of them."""
 
     def of_dialogues(random: Random) -> list[batches.Sequence]:
         made = []
@@ -220,6 +226,8 @@ def speech_batches(
             made = [corpus.heard_and_written(i, random.randrange(MOST_TAKES)) for i in draw(hear, 2 * size, random)]
         elif kind < shares.hear + shares.read:
             made = [corpus.spoken(item, typed=True) for item in draw(read, size, random)]
+        elif copies is not None and kind < shares.hear + shares.read + shares.copy:
+            made = copies(2 * size, random)
         else:
             made = of_dialogues(random)
         return batches.collate(made, corpus.prompter.model)

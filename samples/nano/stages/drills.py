@@ -2,6 +2,8 @@
 
     hear    what was said is written down, in text alone
     read    what is written is said, word for word
+    copy    ids drawn at random stand twice: what comes next can only be copied. A model that has learned this from
+            nothing else says "car wash" where it was asked for a bank transfer: phrases are learned long before
 
 A dialogue's prompt is mostly tools and turns before, which cost as much as its reply; a drill's is two lines.
 """
@@ -9,11 +11,16 @@ A dialogue's prompt is mostly tools and turns before, which cost as much as its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
+
+import numpy as np
 
 from edge_sdk.prompt import SYSTEM_SPEECH
+from samples.nano.model.batch import Sequence
 from samples.nano.stages.data import Corpus, Item
 from samples.nano.texts.dialogues import Dialogue, Turn
 
+COPIED = 4, 24  # ids, least and most
 HEAR = "Write down what you hear."
 READ = f"{SYSTEM_SPEECH} Say what is written."
 
@@ -27,6 +34,20 @@ def read_items(corpus: Corpus) -> list[Item]:
     """One for each different reply that has codes, shortest first."""
     sounds = corpus.sounds
     return _items(corpus, "assistant", READ, lambda text: sounds is not None and sounds.reply(text) is not None)
+
+
+def words_of(corpus: Corpus) -> list[int]:
+    """The ids that users and replies are made of."""
+    texts = {turn.text for item in corpus.items for turn in item.dialogue.turns if turn.role != "tool"}
+    return sorted({i for text in texts for i in corpus.prompter.tokenizer.encode_plain(text)})
+
+
+def copies(words: list[int], count: int, random: Random) -> list[Sequence]:
+    """As many sequences of one length: ids, and the same ids again, of which all but the first count."""
+    length = random.randint(*COPIED)
+    drawn = [np.array([random.choice(words) for _ in range(length)], np.int64) for _ in range(count)]
+    weight = np.r_[0.0, np.ones(length - 1)].astype(np.float32)
+    return [Sequence(ids, ids, text_weight=weight) for ids in drawn]
 
 
 def _items(corpus: Corpus, role: str, system: str, has_sound: Callable[[str], bool]) -> list[Item]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
 from samples.nano.stages.data import story_sequences, text_batches
+from samples.nano.stages.drills import copies, words_of
 from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import text_cross_entropy
 
@@ -25,6 +27,7 @@ STAGE = stages.Stage(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_arguments(parser, STAGE)
     parser.add_argument("--prompt-weight", type=float, default=0.3, help="of the prompts' own ids in the loss")
+    parser.add_argument("--copy-share", type=float, default=0.0, help="of steps that copy ids drawn at random")
     parser.add_argument("--story-share", type=float, default=0.2, help="of sequences that are running text")
 
 
@@ -40,5 +43,7 @@ def run(options: argparse.Namespace) -> int:
         options.prompt_weight,
         stories=stories,
         story_share=options.story_share,
+        copy_share=options.copy_share,
+        copies=partial(copies, words_of(corpus)),
     )
     return stages.train(options, STAGE, loaded, batches, text_cross_entropy)
