@@ -64,6 +64,26 @@ def test_what_is_missing_is_named(module: str, said: str, monkeypatch: Any, caps
     assert capsys.readouterr().err.startswith(said)
 
 
+FIRST = {
+    "tokenizer": "texts", "render": "texts", "listen": "texts", "codec": "render", "encode": "codec", "flow": "codec",
+    "waveform": "render", "resynthesize": "render", "vocoder": "flow", "start": "tokenizer", "text": "start",
+    "hear": "start", "prealign": "text", "cocktail1": "prealign", "merge": "prealign", "cocktail2": "merge",
+    "dpo": "cocktail2", "evaluate": "text", "score": "start", "card": "score", "ship": "score",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.COMMANDS if name != "texts"])
+def test_in_an_empty_work_folder_it_says_what_comes_first(name: str, tmp_path: Path, capsys: Any) -> None:
+    more = ["--bundle", "mixed"] if name in ("card", "ship") else []
+    assert recipe.main([name, "--preset", "tiny", "--work", str(tmp_path / "work"), *more]) == 1
+    said = capsys.readouterr().err
+    if "needs the package" in said or " is missing: python -m pip" in said:
+        pytest.skip(said.strip())
+    assert said.endswith(f": run python -m samples.nano {FIRST[name]} first\n")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "work").exists(), "nothing is left behind"
+
+
 def test_a_command_gets_its_settings(monkeypatch: Any, capsys: Any) -> None:
     given: list[Any] = []
 

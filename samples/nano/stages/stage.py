@@ -17,6 +17,7 @@ from samples.nano.codec.encode import codec_digest
 from samples.nano.model.batch import Batch
 from samples.nano.model.checkpoint import Loaded, load, save
 from samples.nano.model.language import LanguageHalf
+from samples.nano.needed import checkpoint_folder
 from samples.nano.settings import Schedule
 from samples.nano.stages.data import Corpus, Sounds
 from samples.nano.stages.examples import Prompter
@@ -84,7 +85,7 @@ def layout_of(options: argparse.Namespace) -> Layout:
 
 
 def source_of(options: argparse.Namespace, stage: Stage) -> Path:
-    return options.source or options.work / stage.source
+    return checkpoint_folder(options.work, stage.source, options.source)
 
 
 def corpus_of(
