@@ -84,6 +84,37 @@ def test_in_an_empty_work_folder_it_says_what_comes_first(name: str, tmp_path: P
     assert not (tmp_path / "work").exists(), "nothing is left behind"
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("codec", "--minutes", ["-1", "nan", "soon"]),
+        ("encode", "--minutes", ["-1", "nan"]),
+        ("text", "--minutes", ["-1", "nan"]),
+        ("text", "--story-share", ["-0.1", "1.1", "nan", "inf"]),
+        ("text", "--prompt-weight", ["-1", "nan", "inf", "1e7"]),
+        ("text", "--batch", ["-1", "0", "1.5", "9" * 5000]),
+        ("flow", "--rows", ["0", "4097"]),
+        ("prealign", "--typed-share", ["-1", "2", "nan"]),
+        ("prealign", "--sil-weight", ["-1", "nan"]),
+        ("dpo", "--beta", ["-1", "inf"]),
+        ("dpo", "--lead-steps", ["-1", "100000"]),
+        ("render", "--takes", ["0", "9999999"]),
+    ],
+)
+def test_numbers_that_mean_nothing_are_wrong_usage(name: str, option: str, values: list[str], capsys: Any) -> None:
+    for value in values:
+        try:
+            status = recipe.main([name, option, value])
+        except SystemExit as e:  # argparse's way to say so
+            status = int(str(e.code))
+        said = capsys.readouterr().err
+        if "needs the package" in said:
+            pytest.skip(said.strip())
+        assert status == 2
+        assert f"argument {option}: must be" in said
+        assert len(said.splitlines()[-1]) < 200
+
+
 def test_a_command_gets_its_settings(monkeypatch: Any, capsys: Any) -> None:
     given: list[Any] = []
 

@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(work, "is there already", "text")
     refused(
         work,
-        "the shares of pairs",
+        "of the shares of pairs one must be above 0",
         "dpo",
         "--source",
         str(work / "start"),
