@@ -145,6 +145,7 @@ NANO = Settings(
         dim=256, depth=6, heads=4, head_dim=64, lookahead_width=256, base_channels=128, f0_channels=128
     ),
     text_tokens=4084,  # with the added tokens 4096
+    tied=True,  # with two tables, copying a word has to be learned word by word (docs/NOTES.md)
 )
 
 TINY = Settings(
