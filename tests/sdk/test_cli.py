@@ -259,7 +259,7 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.C
 
 def test_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "edge_sdk.cli", "inspect", "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "edge_sdk.cli", "inspect", BUNDLE, "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["name"] == "demo-random"
     helped = subprocess.run(
