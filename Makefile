@@ -32,7 +32,7 @@ types:
 	$(PYTHON) setup.py -q build_py --build-lib $(TYPED)
 	MYPYPATH=$(TYPED) $(PYTHON) -m mypy $(TYPED)/edge_sdk
 
-# The tests' bundle of random weights, made anew from its seed. That of the package is trained: edge_sdk/data/README.md.
+# The tests' bundle of random weights, and the same one inside the package, made anew from its seed.
 random-bundle:
 	VENV=$(VENV) .ci/setup cpu,export
 	$(PYTHON) samples/random_bundle.py

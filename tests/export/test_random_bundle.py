@@ -19,6 +19,12 @@ def test_it_is_small_and_says_that_it_is_random() -> None:
         assert bundle.verify()["text_ids_equal"]
 
 
+def test_the_package_has_it_too_or_a_trained_one() -> None:
+    with Bundle.open() as packaged, Bundle.open(RANDOM) as own:
+        if packaged.name == own.name:
+            assert Path(packaged.path).read_bytes() == RANDOM.read_bytes()
+
+
 def test_the_script_makes_it_again(tmp_path: Path) -> None:
     made = runpy.run_path(str(SCRIPT))["make"](tmp_path / "random.bundle")
     with Bundle.open(made) as new, Bundle.open(RANDOM) as shipped:
