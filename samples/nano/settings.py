@@ -184,11 +184,13 @@ WIDE_TRUNK = TrunkSpec(
     noise_sigma=0.01,
 )
 
-# What two cores of a CPU with bfloat16 train in hours; the codec and the flow are small's.
+# What two cores of a CPU with bfloat16 train in hours; the codec is small's.
 POCKET = dataclasses.replace(
     SMALL,
     name="pocket",
-    vocoder=dataclasses.replace(SMALL.vocoder, base_channels=512, trunk=WIDE_TRUNK),
+    vocoder=dataclasses.replace(
+        SMALL.vocoder, dim=192, heads=3, lookahead_width=192, base_channels=512, trunk=WIDE_TRUNK
+    ),
     text=StackSpec(
         hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, intermediate=768, rope_theta=1e5, max_positions=2048
     ),

@@ -14,7 +14,8 @@ from samples.nano.codec.flow import Flow  # noqa: E402
 from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss, seen  # noqa: E402
 from samples.nano.codec.mel import FLOOR  # noqa: E402
 from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
-from samples.nano.codec.speech import Utterance  # noqa: E402
+from samples.nano.codec.speech import TURN, Utterance  # noqa: E402
+from samples.nano.codec.quantizer import Quantizer  # noqa: E402
 from samples.nano.codec.tokenizer import Tokenizer, tokenizer_loss  # noqa: E402
 from samples.nano.codec.waveform import Snake, Waveform  # noqa: E402
 from samples.nano.codec.waveform_loss import EARLY_SAMPLES, spectral_losses, waveform_loss  # noqa: E402
@@ -26,6 +27,8 @@ torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 
 SOUND, SIZES = TINY.sound, vocoder_sizes(TINY.vocoder_spec())
 NONE, LOOKAHEAD = SIZES.flow.codebook_size, SIZES.flow.lookahead_tokens
+QUANTIZER = Quantizer(TINY.codec.levels)
+SCALARS = QUANTIZER.decode(torch.arange(QUANTIZER.codes))
 LEARNT = 0.85  # of the first loss, at most, after a handful of steps on one batch
 
 
@@ -132,7 +135,7 @@ def flow_batch(items: list[Item]) -> FlowBatch:
 def test_the_flow_learns_one_batch(items: list[Item]) -> None:
     torch.manual_seed(1)
     flow, batch = Flow(SIZES), flow_batch(items)
-    begin_near(flow, torch.from_numpy(np.concatenate([item.mel for item in items], axis=1).T))
+    begin_near(flow, torch.from_numpy(np.concatenate([item.mel for item in items], axis=1).T), SCALARS)
     losses = learn(flow, lambda: flow_loss(flow, batch), 20, 3e-3)
     assert losses[-1] < LEARNT * losses[0]
 
@@ -161,7 +164,7 @@ def test_the_excitation_has_the_sounds_phase(items: list[Item]) -> None:
     with torch.no_grad():
         source = model.aligned_source(batch.turns, batch.f0_hz, nothing)[0]
         assert torch.corrcoef(torch.stack([source[:-EARLY_SAMPLES], batch.pcm[0, EARLY_SAMPLES:]]))[0, 1] > 0.9
-        turns = torch.from_numpy(items[0].turns[None, : batch.pcm.shape[1]])
+        turns = torch.from_numpy(items[0].turns[None, : batch.pcm.shape[1]] / np.float32(TURN))
         begun = model.aligned_source(turns, batch.f0_hz, nothing)
         assert torch.allclose(begun, model.source(batch.f0_hz, nothing), atol=1e-3)
 

@@ -12,7 +12,7 @@ import torch
 
 from samples.nano.codec.flow_loss import FlowBatch
 from samples.nano.codec.mel import FLOOR, vocoder_mel
-from samples.nano.codec.speech import Utterance, fundamental_turns
+from samples.nano.codec.speech import TURN, Utterance, fundamental_turns
 from samples.nano.codec.tokenizer import SoundBatch
 from samples.nano.codec.waveform_loss import EARLY_SAMPLES, WaveBatch
 from samples.nano.settings import Sound
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 @dataclass(frozen=True, eq=False)
 class Item:
     """One utterance in memory. pcm int16 [N], f0_hz float32 [L], mel float32 [n_mels, L], codes int64 [T] and turns
-    float32 [N] (`fundamental_turns`): empty where not asked for."""
+    uint16 [N] (`fundamental_turns`): empty where not asked for."""
 
     pcm: Array
     f0_hz: Array
@@ -47,7 +47,7 @@ def prepare(
             mel = vocoder_mel(torch.from_numpy(utterance.pcm.astype(np.float32))[None], sound)[0].numpy()
         pcm = np.clip(np.round(utterance.pcm * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         found = np.empty(0, np.int64) if codes is None else codes(utterance)
-        turns = np.empty(0, np.float32)
+        turns = np.empty(0, np.uint16)
         if with_turns:
             turns = fundamental_turns(utterance.curve, len(pcm), sound.output_rate_hz)
         items.append(Item(pcm, utterance.f0_hz, mel, found, turns))
@@ -88,7 +88,7 @@ class Crops:
             torch.from_numpy(np.stack(pcm).astype(np.float32) / FULL_SCALE),
             heard.mel,
             heard.f0_hz,
-            torch.from_numpy(np.stack(turns)),
+            torch.from_numpy(np.stack(turns).astype(np.float32) / TURN),
         )
 
     def flow(self, step: int, none: int, lookahead: int, speaker: Array) -> FlowBatch:

@@ -16,6 +16,7 @@ from samples.nano.voices.hibari_voice import F0_RATE, Spoken
 from samples.nano.voices.shards import read_clips
 
 TRAIN, HELD_OUT = "train", "held_out"
+TURN = 1 << 16
 _SENTENCE_ENDS = re.compile(r"[.!?].")  # and another begins
 _VOICED_HZ = 40.0  # below this the synthesizer's f0 means no voice
 
@@ -52,11 +53,11 @@ def utterance(text: str, split: str, spoken: Spoken, sound: Sound) -> Utterance:
 
 
 def fundamental_turns(curve: Array, samples: int, rate_hz: int) -> Array:
-    """Where in its period the synthesizer's pulse train is at each sample, float32 [samples] in [0, 1): its f0 curve
-    between the middles of its frames, never below _VOICED_HZ, summed up from the beginning."""
+    """Where in its period the synthesizer's pulse train is at each sample, uint16 [samples] in 1 / TURN of a period: its
+    f0 curve between the middles of its frames, never below _VOICED_HZ, summed up from the beginning."""
     middles = (np.arange(len(curve)) + 0.5) * rate_hz / F0_RATE - 0.5
     hertz = np.interp(np.arange(samples), middles, curve).clip(min=_VOICED_HZ)
-    return np.mod(np.cumsum(hertz) / rate_hz, 1.0).astype(np.float32)
+    return (np.mod(np.cumsum(hertz) / rate_hz, 1.0) * TURN).astype(np.uint16)
 
 
 def resampled_f0(f0: Array, frames: int, rate_hz: int) -> Array:
