@@ -18,10 +18,9 @@ _STEEP = 20.0  # weight of the fundamental's sine in the excitation, of its mult
 _MEL_MIDDLE, _MEL_SPREAD = -6.0, 3.0
 _RESIDUAL = 0.3  # of what is usual, in a block's second convolutions
 _SOURCE = 4.0  # over n_fft: the excitation's STFT comes in at about this much
-_OTHERS = 0.3  # of what is usual, in channels of the last stage that do not carry the excitation
-_ABOVE_ZERO = 2.0  # of the last stage: there its leaky ReLU is a straight line
+_OTHERS = 0.1  # of what is usual, in channels of the last stage that do not carry the excitation
 _LEVEL = 0.1  # of the sound to the excitation
-_MAGNITUDE_OF = 8  # samples of a frame to each 1 of magnitude
+_MAGNITUDE_OF = 30  # samples of a frame to each 1 of magnitude
 
 
 @torch.no_grad()
@@ -48,10 +47,8 @@ def begin(model: Waveform) -> Waveform:
         down.mul_(_OTHERS)
         down[numbers] = 0
         down[numbers, numbers] = scale
-        weight = _OTHERS / 3 * model.conv_post.weight
+        weight = _OTHERS * model.conv_post.weight
         weight[numbers, numbers, -1] += _LEVEL / (scale * magnitude)
         post.original1.copy_(weight)
         post.original0.copy_(torch.linalg.vector_norm(weight, dim=(1, 2), keepdim=True))
-        model.ups[-1].bias.add_(_ABOVE_ZERO)
-        model.conv_post.bias.sub_(_ABOVE_ZERO * weight.sum(dim=(1, 2)))
     return model
