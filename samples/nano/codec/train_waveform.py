@@ -22,7 +22,7 @@ from samples.nano.codec.waveform_loss import waveform_loss
 from samples.nano.codec.waveform_start import begin
 from samples.nano.settings import Schedule, Settings
 
-SCHEDULE = Schedule(steps=60000, learning_rate=1e-3, warmup_steps=300, betas=(0.8, 0.99))
+SCHEDULE = Schedule(steps=60000, learning_rate=1e-3, warmup_steps=100, betas=(0.8, 0.99))
 FRAMES = 25  # of a piece: 0.5 s
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samples.nano.codec.mel import FLOOR, mel_filters, vocoder_mel
+from samples.nano.codec.mel import mel_filters, vocoder_mel
 from samples.nano.codec.waveform import Waveform, exact
 from samples.nano.settings import Sound
 
 RESOLUTIONS = ((1024, 240), (512, 120), (256, 60))  # (n_fft, hop)
-PHASE_SHARE = 2.0  # of the complex spectra's error in the loss
+PHASE_SHARE = 1.0  # of the complex spectra's error in the loss
 EARLY_SAMPLES = 24  # so much earlier than in the sound are the excitation's pulses: the convolutions are causal
-_LOG_FLOOR = 1e-3
+_LOG_FLOOR = 1e-3  # added to magnitudes: below it is silence, whose errors would drown all others'
 _UNDER_ROOT = 1e-9
 _BINS_PER_MEL, _MOST_MELS = 8, 80
 _F0_SCALE_HZ = 100.0  # an error of this much counts 1
@@ -56,15 +56,18 @@ def waveform_loss(model: Waveform, batch: WaveBatch, sound: Sound) -> tuple[Tens
 def spectral_losses(made: Tensor, true: Tensor, sound: Sound) -> tuple[Tensor, Tensor]:
     """[B, N] each. First the vocoder's mel and, at each resolution, log magnitudes and log mels; then the error of the
     complex spectra over the true magnitude, also the mean of the resolutions."""
-    spectral = (vocoder_mel(made, sound) - vocoder_mel(true, sound)).abs().mean()
+    spectral = _log_error(vocoder_mel(made, sound).exp(), vocoder_mel(true, sound).exp())
     phase = torch.zeros_like(spectral)
     for n_fft, hop in RESOLUTIONS:
         window = torch.hann_window(n_fft, device=made.device)
         x, y = (torch.stft(pcm, n_fft, hop, window=window, center=False, return_complex=True) for pcm in (made, true))
         a, b, error = (torch.sqrt(z.real**2 + z.imag**2 + _UNDER_ROOT) for z in (x, y, x - y))
         filters = mel_filters(min(_MOST_MELS, n_fft // _BINS_PER_MEL), n_fft, sound.output_rate_hz).to(made.device)
-        log = (torch.log(a + _LOG_FLOOR) - torch.log(b + _LOG_FLOOR)).abs().mean()
-        mel = (torch.log(filters @ a + FLOOR) - torch.log(filters @ b + FLOOR)).abs().mean()
-        spectral = spectral + (log + mel) / len(RESOLUTIONS)
+        spectral = spectral + (_log_error(a, b) + _log_error(filters @ a, filters @ b)) / len(RESOLUTIONS)
         phase = phase + error.sum() / b.sum() / len(RESOLUTIONS)
     return spectral, phase
+
+
+def _log_error(made: Tensor, true: Tensor) -> Tensor:
+    """Mean difference of two magnitudes' logarithms."""
+    return (torch.log(made + _LOG_FLOOR) - torch.log(true + _LOG_FLOOR)).abs().mean()
