@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_sdk.errors import ExportError
 
@@ -159,7 +159,7 @@ class LanguageSpec:
 
 @dataclass(frozen=True)
 class TrunkSpec:
-    """Stages of the waveform part; without arguments the released model's. hop * upsample_rates = samples of a frame."""
+    """Stages of the waveform part, by default the released model's; hop times upsample_rates is a frame's samples."""
 
     upsample_rates: tuple[int, ...] = (8, 5, 3)
     upsample_kernels: tuple[int, ...] = (16, 11, 7)
@@ -190,12 +190,13 @@ class VocoderSpec:
     position_groups: int = 16
     voices: tuple[str, ...] = ("random",)
     running_phase: bool = False  # not as in the released model: see docs/vocoder.md
-    trunk: TrunkSpec = TrunkSpec()
+    trunk: TrunkSpec = field(default_factory=TrunkSpec)
 
     def __post_init__(self) -> None:
         halvings = 2 ** len(self.trunk.upsample_rates)
         if self.dim % self.position_groups or self.base_channels % halvings or self.head_dim % 2:
             raise ExportError(
                 f"a vocoder needs a dim ({self.dim}) that divides into {self.position_groups} position groups, "
-                f"base_channels ({self.base_channels}) that halve at each upsampling stage, and an even head_dim ({self.head_dim})"
+                f"base_channels ({self.base_channels}) that halve at each upsampling stage, and an even head_dim "
+                f"({self.head_dim})"
             )

@@ -70,7 +70,7 @@ class VocoderSize:
     base_channels: int
     f0_channels: int
     running_phase: bool = True  # without a discriminator, held phases are not learnt to be a voice (docs/NOTES.md)
-    trunk: TrunkSpec = TrunkSpec()
+    trunk: TrunkSpec = dataclasses.field(default_factory=TrunkSpec)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from samples.nano.codec.crops import FULL_SCALE, Crops, Item, prepare  # noqa: E
 from samples.nano.codec.flow import Flow  # noqa: E402
 from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss, seen  # noqa: E402
 from samples.nano.codec.mel import FLOOR  # noqa: E402
+from samples.nano.codec.quantizer import Quantizer  # noqa: E402
 from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
 from samples.nano.codec.speech import TURN, Utterance  # noqa: E402
-from samples.nano.codec.quantizer import Quantizer  # noqa: E402
 from samples.nano.codec.tokenizer import Tokenizer, tokenizer_loss  # noqa: E402
 from samples.nano.codec.waveform import Snake, Waveform  # noqa: E402
 from samples.nano.codec.waveform_loss import EARLY_SAMPLES, spectral_losses, waveform_loss  # noqa: E402

@@ -53,8 +53,10 @@ def utterance(text: str, split: str, spoken: Spoken, sound: Sound) -> Utterance:
 
 
 def fundamental_turns(curve: Array, samples: int, rate_hz: int) -> Array:
-    """Where in its period the synthesizer's pulse train is at each sample, uint16 [samples] in 1 / TURN of a period: its
-    f0 curve between the middles of its frames, never below _VOICED_HZ, summed up from the beginning."""
+    """Where in its period the synthesizer's pulse train is at each sample, uint16 [samples] in 1 / TURN of a period.
+
+    Its phase is its f0 curve, taken between the middles of its frames and never below _VOICED_HZ, summed up.
+    """
     middles = (np.arange(len(curve)) + 0.5) * rate_hz / F0_RATE - 0.5
     hertz = np.interp(np.arange(samples), middles, curve).clip(min=_VOICED_HZ)
     return (np.mod(np.cumsum(hertz) / rate_hz, 1.0) * TURN).astype(np.uint16)

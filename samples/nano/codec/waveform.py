@@ -94,8 +94,9 @@ class Waveform(nn.Module):
         rate, kernel = c.upsample_rates[stage], c.upsample_kernels[stage]
         x = functional.leaky_relu(x, c.lrelu_slope)
         with exact(x):
-            taps = repeated_taps(kernel, rate).to(x.device)
-            weight = torch.einsum("oik,ptk->opit", self.ups[stage].weight, taps.to(self.ups[stage].weight)).flatten(0, 1)
+            kernels = self.ups[stage].weight
+            taps = repeated_taps(kernel, rate).to(kernels)
+            weight = torch.einsum("oik,ptk->opit", kernels, taps).flatten(0, 1)
         x = functional.conv1d(functional.pad(x, (taps.shape[1] - 1, 0)), weight)
         x = x.unflatten(1, (-1, rate)).transpose(2, 3).flatten(2) + self.ups[stage].bias[:, None]
         if stage == c.stages - 1:
@@ -105,8 +106,8 @@ class Waveform(nn.Module):
     def source_branch(self, stage: int, stft: Tensor) -> Tensor:
         with exact(stft):
             found = self.source_downs[stage](functional.pad(stft, (self.config.source_stride(stage) - 1, 0)))
-        found = self.source_resblocks[stage](found)
-        return found
+        branch: Tensor = self.source_resblocks[stage](found)
+        return branch
 
     def forward(self, mel: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
         """PCM [B, samples] within the limits that the device clips at."""

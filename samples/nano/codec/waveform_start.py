@@ -14,7 +14,7 @@ import torch
 
 from samples.nano.codec.waveform import Waveform
 
-_STEEP = 20.0  # weight of the fundamental's sine in the excitation, of its multiple h a h-th: a saw's tooth, cut by tanh
+_STEEP = 20.0  # weight of the excitation's fundamental, of its multiple h a h-th: a saw's tooth, cut by tanh
 _MEL_MIDDLE, _MEL_SPREAD = -6.0, 3.0
 _RESIDUAL = 0.3  # of what is usual, in a block's second convolutions
 _SOURCE = 4.0  # over n_fft: the excitation's STFT comes in at about this much
