@@ -170,6 +170,7 @@ class TrunkSpec:
     source_resblock_kernels: tuple[int, ...] = (7, 7, 11)  # one a stage
     source_resblock_dilations: tuple[int, ...] = (1, 3, 5)
     noise_sigma: float = 0.003  # of the excitation's noise beside a voice
+    voiced_threshold_hz: int = 10  # f0 below it is no voice
 
 
 @dataclass(frozen=True)

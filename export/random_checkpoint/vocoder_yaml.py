@@ -88,7 +88,7 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
     sampling_rate: !ref <sample_rate>
     nsf_alpha: 0.1
     nsf_sigma: {noise_sigma}
-    nsf_voiced_threshold: 10
+    nsf_voiced_threshold: {voiced_threshold}
 {phase}    upsample_rates: {upsample_rates}
     upsample_kernel_sizes: {upsample_kernels}
     istft_params:
@@ -163,6 +163,7 @@ def vocoder_yaml(spec: VocoderSpec, about: str = RANDOM) -> str:
         n_fft=t.n_fft,
         hop=t.hop,
         noise_sigma=t.noise_sigma,
+        voiced_threshold=t.voiced_threshold_hz,
         lookahead_frames=LOOKAHEAD_FRAMES,
         upsample_rates=list(t.upsample_rates),
         upsample_kernels=list(t.upsample_kernels),

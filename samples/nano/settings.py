@@ -180,6 +180,7 @@ WIDE_TRUNK = TrunkSpec(
     source_resblock_kernels=(3, 3, 7),
     source_resblock_dilations=(1,),
     noise_sigma=0.01,
+    voiced_threshold_hz=60,  # the voice does not go below 70 Hz, and predicted f0 is seldom 0 where there is no voice
 )
 
 # What two cores of a CPU with bfloat16 train in hours; the codec is small's.
