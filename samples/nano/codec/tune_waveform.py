@@ -29,7 +29,7 @@ from samples.nano.codec.waveform_loss import waveform_loss
 from samples.nano.codec.write_vocoder import load_flow, load_waveform, waveform_digest
 from samples.nano.settings import Schedule, Settings
 
-SCHEDULE = Schedule(steps=2000, learning_rate=2e-4, warmup_steps=20, betas=(0.8, 0.99))
+SCHEDULE = Schedule(steps=2600, learning_rate=5e-4, warmup_steps=20, betas=(0.8, 0.99))
 _HELD_OUT_SHARE = 10  # of so many replies for training one to look at
 
 Array = np.ndarray[Any, Any]
@@ -37,7 +37,7 @@ Array = np.ndarray[Any, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser, SCHEDULE, rows=8)
-    parser.add_argument("--replies", type=int, default=600, help="that the flow says (default: %(default)s)")
+    parser.add_argument("--replies", type=int, default=400, help="that the flow says (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
