@@ -27,6 +27,7 @@ COMMANDS = {
     "encode": "samples.nano.codec.encode",
     "flow": "samples.nano.codec.train_flow",
     "waveform": "samples.nano.codec.train_waveform",
+    "tune": "samples.nano.codec.tune_waveform",
     "resynthesize": "samples.nano.codec.resynthesize",
     "vocoder": "samples.nano.codec.write_vocoder",
     "start": "samples.nano.model.start",

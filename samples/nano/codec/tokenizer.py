@@ -64,13 +64,15 @@ class Tokenizer(nn.Module):
 
     def encode(self, mel: Tensor, pitch: Tensor) -> Tensor:
         """mel [B, n_mels, L], pitch [B, 2, L] (`pitch_channels`), L even -> quantized [B, L / 2, D]."""
-        z = self.encoder(torch.cat([normalized(mel), pitch], dim=1))
-        return self.quantizer.quantize(z.transpose(1, 2))
+        wide = self.encoder[:-1](torch.cat([normalized(mel), pitch], dim=1))
+        with _exact(wide):
+            return self.quantizer.quantize(self.encoder[-1](wide.float()).transpose(1, 2))
 
     def decode(self, quantized: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, D] -> (mel [B, n_mels, 2T], pitch as `heard` gives it [B, 2, 2T])."""
-        out = self.decoder(quantized.transpose(1, 2))
-        mel, pitch = out.split([self.sound.n_mels, _PITCH], dim=1)
+        wide = self.decoder[:-1](quantized.transpose(1, 2))
+        with _exact(wide):
+            mel, pitch = self.decoder[-1](wide.float()).split([self.sound.n_mels, _PITCH], dim=1)
         return mel * _MEL_SPREAD + _MEL_MIDDLE, pitch
 
     @torch.no_grad()
@@ -130,6 +132,11 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).transpose(1, 2))
         return x + (self.gate * self.narrow(functional.gelu(self.widen(y)))).transpose(1, 2)
+
+
+def _exact(x: Tensor) -> torch.autocast:
+    """Float32 in it: what is rounded to a level, and the mel whose errors are counted, are not to be bfloat16's."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def normalized(mel: Tensor) -> Tensor:
