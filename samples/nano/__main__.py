@@ -24,6 +24,7 @@ COMMANDS = {
     "render": "samples.nano.voices.render",
     "listen": "samples.nano.voices.listen",
     "codec": "samples.nano.codec.train_tokenizer",
+    "weights": "samples.nano.codec.weights",
     "encode": "samples.nano.codec.encode",
     "flow": "samples.nano.codec.train_flow",
     "waveform": "samples.nano.codec.train_waveform",

@@ -36,7 +36,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, size: CodecSize, sound: Sound) -> None:
         super().__init__()
-        self.sound = sound
+        self.size, self.sound = size, sound
         self.quantizer = Quantizer(size.levels)
         mels, width = sound.n_mels, size.width
         self.pitch = nn.Sequential(nn.Conv1d(mels, width, 5, padding=2), Residual(width), nn.Conv1d(width, _PITCH, 1))
@@ -96,10 +96,10 @@ class Tokenizer(nn.Module):
         found: Array = self.quantizer.encode(self.encode(mel, pitch))[0].numpy()
         return found
 
-    def save(self, folder: Path, settings: Settings) -> None:
+    def save(self, folder: Path, settings: Settings, dtype: torch.dtype = torch.float32) -> None:
         """codec.safetensors and codec.json."""
-        sizes = {"levels": list(self.quantizer.levels), "width": settings.codec.width, "blocks": settings.codec.blocks}
-        save_model(folder, MODEL_NAME, self, {"name": settings.name, **sizes})
+        sizes = {"levels": list(self.size.levels), "width": self.size.width, "blocks": self.size.blocks}
+        save_model(folder, MODEL_NAME, self, {"name": settings.name, **sizes}, dtype)
 
     @classmethod
     def load(cls, folder: Path, sound: Sound) -> Tokenizer:

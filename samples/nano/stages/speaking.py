@@ -34,9 +34,7 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
     if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
         hear.use(corpus, options.work / hear.HEARD, loaded.model)
-    shares = Shares(
-        options.hear_share, options.read_share, options.copy_share, options.text_share, options.typed_share
-    )
+    shares = Shares(options.hear_share, options.read_share, options.copy_share, options.text_share, options.typed_share)
     if min(dataclasses.astuple(shares)) < 0 or shares.hear + shares.read + shares.copy > 1:
         raise Error(f"shares are from 0 to 1, those of drills no more than 1 together; found {shares}")
     if options.head_context is not None and options.head_context < 0:
