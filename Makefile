@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 TYPED = build/typed
 
-.PHONY: demo test check lint types default-bundle clean
+.PHONY: demo test check lint types random-bundle clean
 
 demo:
 	VENV=$(VENV) .ci/setup cpu,export,demo
@@ -32,10 +32,10 @@ types:
 	$(PYTHON) setup.py -q build_py --build-lib $(TYPED)
 	MYPYPATH=$(TYPED) $(PYTHON) -m mypy $(TYPED)/edge_sdk
 
-# The bundle inside the package, made anew from its seed (edge_sdk/data/README.md).
-default-bundle:
+# The tests' bundle of random weights, and the same one inside the package, made anew from its seed.
+random-bundle:
 	VENV=$(VENV) .ci/setup cpu,export
-	$(PYTHON) samples/default_bundle.py
+	$(PYTHON) samples/random_bundle.py
 
 clean:
 	rm -rf build dist out .venv *.egg-info

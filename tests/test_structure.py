@@ -243,7 +243,7 @@ def test_samples_use_what_users_have() -> None:
     samples = [m for m in OTHERS if m.name.startswith("samples/")]
     assert samples
     # They run the export; the training recipe writes what it reads.
-    makers = ("samples/default_bundle.py", "samples/demo.py", "samples/nano/")
+    makers = ("samples/random_bundle.py", "samples/demo.py", "samples/nano/")
     assert not offences(
         samples,
         lambda m, i: within(i.module, "edge_sdk.export") and not m.name.startswith(makers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_sdk.errors import ExportError
 
@@ -158,6 +158,22 @@ class LanguageSpec:
 
 
 @dataclass(frozen=True)
+class TrunkSpec:
+    """Stages of the waveform part, by default the released model's; hop times upsample_rates is a frame's samples."""
+
+    upsample_rates: tuple[int, ...] = (8, 5, 3)
+    upsample_kernels: tuple[int, ...] = (16, 11, 7)
+    n_fft: int = 16
+    hop: int = 4
+    resblock_kernels: tuple[int, ...] = (3, 7, 11)
+    resblock_dilations: tuple[int, ...] = (1, 3, 5)  # of each block
+    source_resblock_kernels: tuple[int, ...] = (7, 7, 11)  # one a stage
+    source_resblock_dilations: tuple[int, ...] = (1, 3, 5)
+    noise_sigma: float = 0.003  # of the excitation's noise beside a voice
+    voiced_threshold_hz: int = 10  # f0 below it is no voice
+
+
+@dataclass(frozen=True)
 class VocoderSpec:
     """The CosyVoice3 flow and waveform part. What is not here is as in the released model."""
 
@@ -175,10 +191,13 @@ class VocoderSpec:
     position_groups: int = 16
     voices: tuple[str, ...] = ("random",)
     running_phase: bool = False  # not as in the released model: see docs/vocoder.md
+    trunk: TrunkSpec = field(default_factory=TrunkSpec)
 
     def __post_init__(self) -> None:
-        if self.dim % self.position_groups or self.base_channels % 8 or self.head_dim % 2:
+        halvings = 2 ** len(self.trunk.upsample_rates)
+        if self.dim % self.position_groups or self.base_channels % halvings or self.head_dim % 2:
             raise ExportError(
                 f"a vocoder needs a dim ({self.dim}) that divides into {self.position_groups} position groups, "
-                f"base_channels ({self.base_channels}) that halve three times, and an even head_dim ({self.head_dim})"
+                f"base_channels ({self.base_channels}) that halve at each upsampling stage, and an even head_dim "
+                f"({self.head_dim})"
             )

@@ -17,17 +17,11 @@ import numpy as np
 from edge_sdk.export.random_checkpoint.draws import Draws, RandomTensor
 from edge_sdk.export.random_checkpoint.specs import VocoderSpec
 from edge_sdk.export.random_checkpoint.vocoder_yaml import (
-    DILATIONS,
     HARMONICS,
-    ISTFT_N_FFT,
     LOOKAHEAD_FRAMES,
     LOOKAHEAD_TOKENS,
     MELS,
-    RESBLOCK_KERNELS,
-    SOURCE_RESBLOCK_KERNELS,
     SPEAKER_DIM,
-    UPSAMPLE_KERNELS,
-    UPSAMPLE_RATES,
     vocoder_yaml,
 )
 from edge_sdk.export.random_checkpoint.writer import Progress, new_folder, write_safetensors
@@ -36,7 +30,6 @@ _BIAS = 0.1
 _MEL_MEAN, _MEL_BIN_STD = -4.6, 0.8  # what the last layer adds by itself; the rest of the spread is computed
 _VOICE_NORM = 12.0
 _F0_HZ, _F0_STD_HZ = 185.0, 65.0
-_STFT = ISTFT_N_FFT + 2  # real and imaginary parts
 
 
 def write_vocoder_checkpoint(
@@ -104,29 +97,31 @@ def _dit_block(name: str, spec: VocoderSpec) -> Iterator[RandomTensor]:
 
 def waveform_tensors(spec: VocoderSpec) -> Iterator[RandomTensor]:
     """Every tensor of hift.safetensors, weight norm in the parametrizations spelling."""
+    t, channels, stft = spec.trunk, spec.base_channels, spec.trunk.n_fft + 2  # real and imaginary parts
     yield RandomTensor("m_source.l_linear.weight", (1, HARMONICS + 1), 0.7)
     yield RandomTensor("m_source.l_linear.bias", (1,), 0.03)
-    yield from _normed("conv_pre", spec.base_channels, MELS, LOOKAHEAD_FRAMES + 1, 0.85, zero_sum=True)
-    channels = spec.base_channels
-    for stage, kernel in enumerate(UPSAMPLE_KERNELS):
+    yield from _normed("conv_pre", channels, MELS, LOOKAHEAD_FRAMES + 1, 0.85, zero_sum=True)
+    for stage, kernel in enumerate(t.upsample_kernels):
         yield from _normed(f"ups.{stage}", channels // 2, channels, kernel, 1.6, zero_sum=True)
         channels //= 2
-        stride = math.prod(UPSAMPLE_RATES[stage + 1 :])
-        yield from _conv(f"source_downs.{stage}", channels, _STFT, 2 * stride if stride > 1 else 1, 1.5, bias=0.05)
-        yield from _residual(f"source_resblocks.{stage}", channels, SOURCE_RESBLOCK_KERNELS[stage])
-        for j, size in enumerate(RESBLOCK_KERNELS):
-            yield from _residual(f"resblocks.{stage * len(RESBLOCK_KERNELS) + j}", channels, size)
-    yield from _last_convolution(channels)
+        stride = math.prod(t.upsample_rates[stage + 1 :])
+        yield from _conv(f"source_downs.{stage}", channels, stft, 2 * stride if stride > 1 else 1, 1.5, bias=0.05)
+        size, dilations = t.source_resblock_kernels[stage], t.source_resblock_dilations
+        yield from _residual(f"source_resblocks.{stage}", channels, size, len(dilations))
+        for j, size in enumerate(t.resblock_kernels):
+            name = f"resblocks.{stage * len(t.resblock_kernels) + j}"
+            yield from _residual(name, channels, size, len(t.resblock_dilations))
+    yield from _last_convolution(stft, channels)
     yield from _f0_predictor(spec.f0_channels)
 
 
-def _last_convolution(channels: int) -> Iterator[RandomTensor]:
+def _last_convolution(stft: int, channels: int) -> Iterator[RandomTensor]:
     """Log magnitudes below -2 (the level of speech), phases of any value."""
-    half = _STFT // 2
+    half = stft // 2
     offsets = np.repeat(np.array([-0.85, 0.0], np.float32), half)
     spread = np.repeat(np.array([0.4, 1.5], np.float32), half)
-    yield RandomTensor("conv_post.bias", (_STFT,), 1.0, row_gain=spread, offset=offsets)
-    yield from _weight_norm("conv_post", _STFT, channels, 7, 0.08, zero_sum=True)
+    yield RandomTensor("conv_post.bias", (stft,), 1.0, row_gain=spread, offset=offsets)
+    yield from _weight_norm("conv_post", stft, channels, 7, 0.08, zero_sum=True)
 
 
 def _f0_predictor(channels: int) -> Iterator[RandomTensor]:
@@ -145,8 +140,8 @@ def _f0_predictor(channels: int) -> Iterator[RandomTensor]:
     yield RandomTensor("f0_predictor.classifier.bias", (1,), offset=_F0_HZ)
 
 
-def _residual(name: str, channels: int, kernel: int) -> Iterator[RandomTensor]:
-    for i in range(len(DILATIONS)):
+def _residual(name: str, channels: int, kernel: int, pairs: int) -> Iterator[RandomTensor]:
+    for i in range(pairs):
         for part in ("1", "2"):
             yield from _normed(f"{name}.convs{part}.{i}", channels, channels, kernel, 0.9, zero_sum=True)
             yield RandomTensor(f"{name}.activations{part}.{i}.alpha", (channels,), 0.27, offset=1.0)

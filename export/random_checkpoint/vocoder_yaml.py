@@ -5,9 +5,7 @@ from __future__ import annotations
 from edge_sdk.export.random_checkpoint.specs import VocoderSpec
 
 MELS, SPEAKER_DIM, LOOKAHEAD_TOKENS = 80, 192, 3
-HARMONICS, ISTFT_N_FFT, ISTFT_HOP, LOOKAHEAD_FRAMES = 8, 16, 4, 4
-UPSAMPLE_RATES, UPSAMPLE_KERNELS = (8, 5, 3), (16, 11, 7)
-RESBLOCK_KERNELS, SOURCE_RESBLOCK_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
+HARMONICS, LOOKAHEAD_FRAMES = 8, 4
 
 RANDOM = "A random CosyVoice3 vocoder, made by edge_sdk.export.random_checkpoint. What it says is noise."
 
@@ -89,17 +87,17 @@ hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
     nb_harmonics: {harmonics}
     sampling_rate: !ref <sample_rate>
     nsf_alpha: 0.1
-    nsf_sigma: 0.003
-    nsf_voiced_threshold: 10
+    nsf_sigma: {noise_sigma}
+    nsf_voiced_threshold: {voiced_threshold}
 {phase}    upsample_rates: {upsample_rates}
     upsample_kernel_sizes: {upsample_kernels}
     istft_params:
         n_fft: {n_fft}
         hop_len: {hop}
     resblock_kernel_sizes: {resblock_kernels}
-    resblock_dilation_sizes: [{dilations}, {dilations}, {dilations}]
+    resblock_dilation_sizes: {dilations}
     source_resblock_kernel_sizes: {source_resblock_kernels}
-    source_resblock_dilation_sizes: [{dilations}, {dilations}, {dilations}]
+    source_resblock_dilation_sizes: {source_dilations}
     lrelu_slope: 0.1
     audio_limit: 0.99
     conv_pre_look_right: {lookahead_frames}
@@ -146,6 +144,7 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 def vocoder_yaml(spec: VocoderSpec, about: str = RANDOM) -> str:
     """The file's text, `about` (one line) its first comment. Tags are data to every reader of ours; upstream's loader
     would build its classes from them."""
+    t = spec.trunk
     return _TEMPLATE.format(
         about=about,
         speaker_dim=SPEAKER_DIM,
@@ -161,13 +160,16 @@ def vocoder_yaml(spec: VocoderSpec, about: str = RANDOM) -> str:
         base_channels=spec.base_channels,
         f0_channels=spec.f0_channels,
         harmonics=HARMONICS,
-        n_fft=ISTFT_N_FFT,
-        hop=ISTFT_HOP,
+        n_fft=t.n_fft,
+        hop=t.hop,
+        noise_sigma=t.noise_sigma,
+        voiced_threshold=t.voiced_threshold_hz,
         lookahead_frames=LOOKAHEAD_FRAMES,
-        upsample_rates=list(UPSAMPLE_RATES),
-        upsample_kernels=list(UPSAMPLE_KERNELS),
-        resblock_kernels=list(RESBLOCK_KERNELS),
-        source_resblock_kernels=list(SOURCE_RESBLOCK_KERNELS),
-        dilations=list(DILATIONS),
+        upsample_rates=list(t.upsample_rates),
+        upsample_kernels=list(t.upsample_kernels),
+        resblock_kernels=list(t.resblock_kernels),
+        dilations=[list(t.resblock_dilations) for _ in t.resblock_kernels],
+        source_resblock_kernels=list(t.source_resblock_kernels),
+        source_dilations=[list(t.source_resblock_dilations) for _ in t.source_resblock_kernels],
         phase="    nsf_phase: running\n" if spec.running_phase else "",
     )

@@ -18,6 +18,7 @@ from edge_sdk.export.random_checkpoint.specs import (
     LanguageSpec,
     SpeechIdSpec,
     StackSpec,
+    TrunkSpec,
     VocoderSpec,
 )
 
@@ -69,6 +70,7 @@ class VocoderSize:
     base_channels: int
     f0_channels: int
     running_phase: bool = True  # without a discriminator, held phases are not learnt to be a voice (docs/NOTES.md)
+    trunk: TrunkSpec = dataclasses.field(default_factory=TrunkSpec)
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Settings:
             f0_channels=v.f0_channels,
             voices=(self.voice,),
             running_phase=v.running_phase,
+            trunk=v.trunk,
         )
 
 
@@ -145,6 +148,7 @@ NANO = Settings(
         dim=256, depth=6, heads=4, head_dim=64, lookahead_width=256, base_channels=128, f0_channels=128
     ),
     text_tokens=4084,  # with the added tokens 4096
+    tied=True,  # with two tables, copying a word has to be learned word by word (docs/NOTES.md)
 )
 
 TINY = Settings(
@@ -167,10 +171,26 @@ SMALL = dataclasses.replace(
     vocoder=VocoderSize(dim=128, depth=4, heads=2, head_dim=64, lookahead_width=128, base_channels=64, f0_channels=128),
 )
 
-# What two cores of a CPU with bfloat16 train in hours; the codec and the vocoder are small's.
+# The released model's STFT (16, 4) behind stages that begin at a higher rate, and fewer, shorter blocks: on a CPU this
+# learns several times faster for the time it takes (docs/NOTES.md).
+WIDE_TRUNK = TrunkSpec(
+    upsample_rates=(4, 5, 6),
+    upsample_kernels=(8, 10, 12),
+    resblock_kernels=(7,),
+    resblock_dilations=(1, 3),
+    source_resblock_kernels=(3, 3, 7),
+    source_resblock_dilations=(1,),
+    noise_sigma=0.01,
+    voiced_threshold_hz=60,  # the voice does not go below 70 Hz, and predicted f0 is seldom 0 where there is no voice
+)
+
+# What two cores of a CPU with bfloat16 train in hours; the codec is small's.
 POCKET = dataclasses.replace(
     SMALL,
     name="pocket",
+    vocoder=dataclasses.replace(
+        SMALL.vocoder, dim=192, heads=3, lookahead_width=192, base_channels=256, trunk=WIDE_TRUNK
+    ),
     text=StackSpec(
         hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, intermediate=768, rope_theta=1e5, max_positions=2048
     ),

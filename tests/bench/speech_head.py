@@ -5,7 +5,7 @@ ONNX Runtime's own graph (MatMulNBits, GroupQueryAttention), in one run.
     python -m tests.bench.speech_head FOLDER --prefill [--precision fp32 int8] [--threads 2] [--positions 100 500 1024]
 
 With --prefill: so many positions of the backbone (G times as many of the head) brought in, of two layers of that size
-and of the package's default bundle.
+and of the tests' random bundle.
 
 FOLDER keeps the checkpoint and the bundles (1.5 GB) for the next run. The plain graph has no int8 cache on the CPU: its
 keys and values are float32, four times the bytes. Times of one line are of one run, alternating; the machine's other
@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from edge_sdk.bench import read_bandwidth
-from edge_sdk.bundle import Bundle, default_bundle_path
+from edge_sdk.bundle import Bundle
 from edge_sdk.export.pipeline import ExportOptions, export_bundle
 from edge_sdk.export.random_checkpoint import PRESETS, EncoderSpec, StackSpec, write_language_checkpoint
 from edge_sdk.runtimes import ort
 from edge_sdk.sampling import Sampling
 from edge_sdk.speech_head import PlainSpeechHead, SpeechHead, open_speech_head
+from tests.bundles import RANDOM
 
 REPEATS, PREFILL_REPEATS = 9, 4
 
@@ -147,7 +148,7 @@ def measure_prefill(opened: Bundle, threads: int, positions: int) -> dict[str, A
 
 
 def print_prefills(args: argparse.Namespace) -> None:
-    paths = [default_bundle_path(), *(bundle(args.folder, precision, layers=2) for precision in args.precision)]
+    paths = [RANDOM, *(bundle(args.folder, precision, layers=2) for precision in args.precision)]
     for path in paths:
         with Bundle.open(path) as opened:
             for threads in args.threads:

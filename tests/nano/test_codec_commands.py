@@ -20,6 +20,7 @@ from edge_sdk.vocoder import Vocoder
 from samples.nano.__main__ import main
 from samples.nano.codec.encode import load_tokenizer, reply_codes
 from samples.nano.codec.folders import CODEC
+from samples.nano.codec.write_vocoder import load_waveform
 from samples.nano.settings import TINY
 from samples.nano.ship.bundles import read_record
 from samples.nano.training_state import STATE
@@ -60,6 +61,11 @@ def test_from_replies_to_sound(command: Command, tmp_path: Path) -> None:
     assert tuple(codes) == REPLIES
     assert "step 3 of 3" in command("flow", *short)
     assert "step 3 of 3" in command("waveform", *short)
+    untuned = load_waveform(work, TINY).state_dict()
+    assert "tuned: step 3 of 3" in command("tune", "--replies", "2", *short)
+    tuned = load_waveform(work, TINY).state_dict()
+    assert any((untuned[name] != tuned[name]).any() for name in untuned)
+    assert all((untuned[name] == v).all() for name, v in load_waveform(work, TINY, tuned=False).state_dict().items())
     out = command("resynthesize", "--count", "1", "--no-asr")
     made = (
         "sound",
@@ -117,6 +123,7 @@ def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:
     assert "run python -m samples.nano render" in command("codec", status=1)
     assert "there is no trained codec" in command("encode", status=1)
     assert "there is no trained flow" in command("vocoder", status=1)
+    assert "there is no trained waveform" in command("tune", status=1)
     rendered(tmp_path / "work")
     assert "there is no trained codec" in command("flow", status=1)
     for wrong in (("--rows", "0"), ("--steps", "0"), ("--device", "none")):

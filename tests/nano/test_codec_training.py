@@ -13,11 +13,13 @@ from samples.nano.codec.crops import FULL_SCALE, Crops, Item, prepare  # noqa: E
 from samples.nano.codec.flow import Flow  # noqa: E402
 from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss, seen  # noqa: E402
 from samples.nano.codec.mel import FLOOR  # noqa: E402
+from samples.nano.codec.quantizer import Quantizer  # noqa: E402
 from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
-from samples.nano.codec.speech import Utterance  # noqa: E402
+from samples.nano.codec.speech import TURN, Utterance  # noqa: E402
 from samples.nano.codec.tokenizer import Tokenizer, tokenizer_loss  # noqa: E402
-from samples.nano.codec.waveform import Waveform  # noqa: E402
-from samples.nano.codec.waveform_loss import spectral_loss, waveform_loss  # noqa: E402
+from samples.nano.codec.waveform import Snake, Waveform  # noqa: E402
+from samples.nano.codec.waveform_loss import EARLY_SAMPLES, spectral_losses, waveform_loss  # noqa: E402
+from samples.nano.codec.waveform_start import begin  # noqa: E402
 from samples.nano.settings import TINY  # noqa: E402
 from tests import tolerances  # noqa: E402
 
@@ -25,6 +27,8 @@ torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 
 SOUND, SIZES = TINY.sound, vocoder_sizes(TINY.vocoder_spec())
 NONE, LOOKAHEAD = SIZES.flow.codebook_size, SIZES.flow.lookahead_tokens
+QUANTIZER = Quantizer(TINY.codec.levels)
+SCALARS = QUANTIZER.decode(torch.arange(QUANTIZER.codes))
 LEARNT = 0.85  # of the first loss, at most, after a handful of steps on one batch
 
 
@@ -33,7 +37,8 @@ def utterance(seconds: float, hz: float) -> Utterance:
     samples = round(seconds * SOUND.token_rate_hz) * SOUND.frames_per_token * SOUND.hop_samples
     t = np.arange(samples) / SOUND.output_rate_hz
     pcm = sum(np.sin(2 * np.pi * hz * h * t) / h for h in range(1, 9)) * 0.1 * (1.1 + np.sin(6 * t))
-    return Utterance(f"{hz} Hz", "train", pcm.astype(np.float32), np.full(samples // SOUND.hop_samples, hz, np.float32))
+    f0, curve = (np.full(frames, hz, np.float32) for frames in (samples // SOUND.hop_samples, samples // 300))
+    return Utterance(f"{hz} Hz", "train", pcm.astype(np.float32), f0, curve)
 
 
 def counted(u: Utterance) -> np.ndarray:
@@ -43,7 +48,7 @@ def counted(u: Utterance) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def items() -> list[Item]:
-    return prepare([utterance(2.0, 230.0), utterance(0.4, 290.0)], SOUND, counted)
+    return prepare([utterance(2.0, 230.0), utterance(0.4, 290.0)], SOUND, counted, with_turns=True)
 
 
 def learn(model: torch.nn.Module, loss_of, steps: int, rate: float) -> list[float]:
@@ -130,14 +135,14 @@ def flow_batch(items: list[Item]) -> FlowBatch:
 def test_the_flow_learns_one_batch(items: list[Item]) -> None:
     torch.manual_seed(1)
     flow, batch = Flow(SIZES), flow_batch(items)
-    begin_near(flow, torch.from_numpy(np.concatenate([item.mel for item in items], axis=1).T))
+    begin_near(flow, torch.from_numpy(np.concatenate([item.mel for item in items], axis=1).T), SCALARS)
     losses = learn(flow, lambda: flow_loss(flow, batch), 20, 3e-3)
     assert losses[-1] < LEARNT * losses[0]
 
 
 def test_the_waveform_part_learns_one_batch(items: list[Item]) -> None:
     torch.manual_seed(1)
-    model, batch = Waveform(SIZES), Crops(items, SOUND, 2, 16, 1).wave(0)
+    model, batch = begin(Waveform(SIZES)), Crops(items, SOUND, 2, 16, 1).wave(0)
     parts = []
 
     def loss_of() -> torch.Tensor:
@@ -147,21 +152,43 @@ def test_the_waveform_part_learns_one_batch(items: list[Item]) -> None:
 
     losses = learn(model, loss_of, 20, 1e-3)
     assert min(losses[-5:]) < LEARNT * losses[0]
-    for name in ("spectral", "f0_hz"):
+    for name in ("spectral", "phase", "f0_hz"):
         assert min(part[name] for part in parts[-5:]) < LEARNT * parts[0][name], name
+
+
+def test_the_excitation_has_the_sounds_phase(items: list[Item]) -> None:
+    """EARLY_SAMPLES later it runs along with the buzz; from its own beginning on it is the device's, noise aside."""
+    batch = Crops(items[:1], SOUND, 1, 16, 1).wave(0)
+    model = begin(Waveform(SIZES))
+    nothing = torch.zeros(*batch.pcm.shape, SIZES.waveform.harmonics + 1)
+    with torch.no_grad():
+        source = model.aligned_source(batch.turns, batch.f0_hz, nothing)[0]
+        assert torch.corrcoef(torch.stack([source[:-EARLY_SAMPLES], batch.pcm[0, EARLY_SAMPLES:]]))[0, 1] > 0.9
+        turns = torch.from_numpy(items[0].turns[None, : batch.pcm.shape[1]] / np.float32(TURN))
+        begun = model.aligned_source(turns, batch.f0_hz, nothing)
+        assert torch.allclose(begun, model.source(batch.f0_hz, nothing), atol=0.02)  # turns are kept in 16 bits
+
+
+def test_snakes_gradient(items: list[Item]) -> None:
+    snake = Snake(3).double()
+    with torch.no_grad():
+        snake.alpha.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    x = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, _: snake(x), (x, snake.alpha))
+    assert torch.allclose(snake(x), x + torch.sin(snake.alpha[:, None] * x) ** 2 / snake.alpha[:, None])
 
 
 def test_a_sound_is_nearest_to_itself(items: list[Item]) -> None:
     pcm = Crops(items, SOUND, 2, 16, 1).wave(0).pcm
-    assert float(spectral_loss(pcm, pcm, SOUND)) == 0
-    assert float(spectral_loss(0.5 * pcm, pcm, SOUND)) > 0
+    assert spectral_losses(pcm, pcm, SOUND)[0] == 0
+    assert all(part > 0 for part in spectral_losses(0.5 * pcm, pcm, SOUND))
 
 
 def test_losses_under_autocast(items: list[Item]) -> None:
     """On a GPU the trainer computes in bfloat16 where it can: losses are float32 still, and near the exact."""
     torch.manual_seed(1)
     crops = Crops(items, SOUND, 2, 20, 1)
-    tokenizer, flow, waveform = Tokenizer(TINY.codec, SOUND), Flow(SIZES), Waveform(SIZES)
+    tokenizer, flow, waveform = Tokenizer(TINY.codec, SOUND), Flow(SIZES), begin(Waveform(SIZES))
     voice = np.ones(SIZES.flow.speaker_dim, np.float32)
     losses = (
         lambda: tokenizer_loss(tokenizer, crops.sound_of(0))[0],

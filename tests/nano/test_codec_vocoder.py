@@ -31,12 +31,13 @@ from samples.nano.codec.flow import Flow  # noqa: E402
 from samples.nano.codec.flow_loss import seen  # noqa: E402
 from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
 from samples.nano.codec.waveform import Waveform  # noqa: E402
-from samples.nano.settings import TINY  # noqa: E402
+from samples.nano.settings import TINY, WIDE_TRUNK, Settings  # noqa: E402
 from tests import tolerances  # noqa: E402
 
 torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 
 Array = np.ndarray[Any, Any]
+WIDE = dataclasses.replace(TINY, vocoder=dataclasses.replace(TINY.vocoder, trunk=WIDE_TRUNK))
 TOKENS = 61  # two blocks of the chunk mask and a part of a third
 
 
@@ -44,6 +45,7 @@ TOKENS = 61  # two blocks of the chunk mask and a part of a third
 class Made:
     """A random checkpoint of TINY's sizes, and the trainable models with its tensors."""
 
+    settings: Settings
     folder: Path
     source: VocoderCheckpoint
     flow: Flow
@@ -52,17 +54,19 @@ class Made:
     voice: Array
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+@pytest.fixture(scope="module", params=[TINY, WIDE], ids=["released", "wide"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """With the released model's stages, and with the recipe's."""
+    settings: Settings = request.param
     folder = tmp_path_factory.mktemp("codec") / "random"
-    spec = TINY.vocoder_spec()
+    spec = settings.vocoder_spec()
     write_vocoder_checkpoint(folder, spec, seed=TINY.seed)
     sizes, source = vocoder_sizes(spec), read_vocoder(folder)
     flow, waveform = Flow(sizes), Waveform(sizes)
     load_tensors(folder / "flow.safetensors", flow)
     load_tensors(folder / "hift.safetensors", waveform)
     ids = np.random.default_rng(1).integers(0, spec.codes, TOKENS)
-    return Made(folder, source, flow.eval(), waveform.eval(), ids, speaker(TINY, folder.parent))
+    return Made(settings, folder, source, flow.eval(), waveform.eval(), ids, speaker(TINY, folder.parent))
 
 
 def batched(array: Array) -> torch.Tensor:
@@ -156,7 +160,7 @@ def test_tensors_are_the_checkpoints(made: Made) -> None:
 def bundle(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     """The models written as a recipe writes them, exported beside a random language half of matching sizes."""
     folder = tmp_path_factory.mktemp("exported")
-    write_vocoder(folder / "vocoder", TINY, made.flow, made.waveform)
+    write_vocoder(folder / "vocoder", made.settings, made.flow, made.waveform)
     write_language_checkpoint(folder / "language", TINY.language_spec(), seed=2)
     path = export_bundle(folder / "language", folder / "vocoder", folder / "nano.bundle", ExportOptions())
     with Bundle.open(path) as opened:

@@ -32,6 +32,7 @@ from edge_sdk.sampling import Sampling
 from edge_sdk.speech_head import FusedSpeechHead, PlainSpeechHead
 from edge_sdk.tensors import TensorSpec
 from tests import tolerances
+from tests.bundles import RANDOM
 
 STACK_WIDTH, KV_HEADS, HEAD = 32, 2, 16
 WEIGHT = np.arange(64 * 48, dtype=np.float32).reshape(64, 48) / 100
@@ -498,7 +499,7 @@ def test_caches_have_pages_of_their_own() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    with Bundle.open() as bundle:
+    with Bundle.open(RANDOM) as bundle:
         runtime = bundle.runtime("onnxruntime")
         for shape, dtype in (((3, 5), np.float32), ((), np.int64), ((0, 7), np.int8), ((64, 1024, 2), np.float16)):
             array = runtime.zeros(shape, dtype)

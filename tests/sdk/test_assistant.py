@@ -39,6 +39,7 @@ from edge_sdk.errors import DeviceError, Error
 from edge_sdk.generation import GenerationConfig
 from edge_sdk.wake_word import MicroWakeWord
 from tests import speech
+from tests.bundles import RANDOM
 from tests.forced import make_spoken_answers
 from tests.room import Room
 from tests.simulated import Conversation
@@ -54,7 +55,7 @@ STEP_MS = 200.0
 
 @pytest.fixture(scope="module")
 def bundle() -> Iterator[Bundle]:
-    with Bundle.open() as opened:
+    with Bundle.open(RANDOM) as opened:
         yield opened
 
 

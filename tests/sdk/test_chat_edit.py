@@ -14,6 +14,7 @@ from edge_sdk.errors import AudioError, BundleError, BusyError, Error
 from edge_sdk.generation import GenerationConfig
 from edge_sdk.vocoder import Vocoder
 from tests import speech_goldens as goldens
+from tests.bundles import RANDOM
 
 SHORT = GenerationConfig(do_sample=False, max_new_tokens=4)
 QUESTION = goldens.recording("syn1p3")
@@ -21,7 +22,7 @@ QUESTION = goldens.recording("syn1p3")
 
 @pytest.fixture(scope="module")
 def bundle() -> Iterator[Bundle]:
-    with Bundle.open() as opened:
+    with Bundle.open(RANDOM) as opened:
         yield opened
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from edge_sdk.audio import load_audio, write_wav
-from edge_sdk.bundle import Bundle, default_bundle_path
+from edge_sdk.bundle import Bundle
 from edge_sdk.chat import Chat
 from edge_sdk.checks import check_number, check_whole, without_halves
 from edge_sdk.errors import AudioError, BundleError, Error
 from edge_sdk.generation import GenerationConfig
 from edge_sdk.session import load_session
 from edge_sdk.vocoder import Vocoder
+from tests.bundles import RANDOM
 from tests.forced import make_answers
 
 SHORT = GenerationConfig(do_sample=False, max_new_tokens=4)
@@ -37,7 +38,7 @@ def bundle(speech_bundle_path: Path) -> Iterator[Bundle]:
 @pytest.fixture(scope="module")
 def spoken() -> Iterator[Bundle]:
     """With a vocoder."""
-    with Bundle.open(default_bundle_path()) as opened:
+    with Bundle.open(RANDOM) as opened:
         yield opened
 
 

@@ -15,10 +15,12 @@ import pytest
 import soundfile
 
 from edge_sdk import cli
-from edge_sdk.bundle import default_bundle_path
+from edge_sdk.bundle import Bundle
 from tests import speech_goldens
+from tests.bundles import RANDOM
 from tests.vocoder import goldens as vocoder_goldens
 
+BUNDLE = str(RANDOM)
 QUICK = ["--max-new-tokens", "8", "--seed", "1"]
 QUESTION = str(speech_goldens.recording("syn1p3"))
 
@@ -31,7 +33,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 def test_chat_writes_a_wav_and_prints_the_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "reply.wav"
-    status, text, notes = run(capsys, "chat", "--audio", QUESTION, "--out", str(out), *QUICK)
+    status, text, notes = run(capsys, "chat", BUNDLE, "--audio", QUESTION, "--out", str(out), *QUICK)
     assert status == 0
     assert text.strip()
     assert "first sound after" in notes
@@ -42,7 +44,7 @@ def test_chat_writes_a_wav_and_prints_the_text(capsys: pytest.CaptureFixture[str
 
 
 def test_chat_json(capsys: pytest.CaptureFixture[str]) -> None:
-    replies = [json.loads(run(capsys, "chat", "--text", "Hi", "--json", *QUICK)[1]) for _ in range(2)]
+    replies = [json.loads(run(capsys, "chat", BUNDLE, "--text", "Hi", "--json", *QUICK)[1]) for _ in range(2)]
     assert replies[0]["text_ids"] == replies[1]["text_ids"]
     assert replies[0]["speech_ids"] == replies[1]["speech_ids"]
     assert replies[0]["timings"]["seed"] == 1
@@ -56,7 +58,7 @@ def test_chat_without_speech_and_from_standard_input(
         buffer = io.BytesIO(Path(QUESTION).read_bytes())
 
     monkeypatch.setattr(sys, "stdin", Stdin())
-    status, out, _ = run(capsys, "chat", "--audio", "-", "--no-speech", "--json", *QUICK)
+    status, out, _ = run(capsys, "chat", BUNDLE, "--audio", "-", "--no-speech", "--json", *QUICK)
     assert status == 0
     assert json.loads(out)["speech_ids"] == []
 
@@ -66,7 +68,7 @@ def test_a_conversation_in_text(
 ) -> None:
     lines = f"Hi\n\n/audio {QUESTION}\n/audio nowhere.wav\n/what\n/save {tmp_path}/s.bin\n/reset\n/quit\nnever\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    status, out, notes = run(capsys, "chat", *QUICK)
+    status, out, notes = run(capsys, "chat", BUNDLE, *QUICK)
     assert status == 0
     assert len(out.splitlines()) >= 2
     assert "nowhere.wav" in notes
@@ -76,7 +78,7 @@ def test_a_conversation_in_text(
 
 def test_a_conversation_in_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nAnd you?\n"))
-    status, out, _ = run(capsys, "chat", "--json", *QUICK)
+    status, out, _ = run(capsys, "chat", BUNDLE, "--json", *QUICK)
     first, end = json.JSONDecoder().raw_decode(out)
     second = json.loads(out[end:])
     assert (status, first["out"], len(second["text_ids"]) > 0) == (0, None, True)
@@ -106,7 +108,7 @@ def test_a_conversation_goes_on_after_a_mistake(
 ) -> None:
     lines = f"/save\n/save {tmp_path}\n/audio\n/out {tmp_path}/no/x.wav\nhalf \udcff\nHi\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-    status, out, notes = run(capsys, "chat", *QUICK)
+    status, out, notes = run(capsys, "chat", BUNDLE, *QUICK)
     assert status == 0
     assert len(notes.splitlines()) == 5
     assert all(line.startswith("edge-sdk: ") for line in notes.splitlines())
@@ -114,7 +116,7 @@ def test_a_conversation_goes_on_after_a_mistake(
 
 
 def test_an_empty_question_is_no_conversation(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, problem = run(capsys, "chat", "--text", "", "--json", *QUICK)
+    status, out, problem = run(capsys, "chat", BUNDLE, "--text", "", "--json", *QUICK)
     assert (status, out) == (1, "")
     assert "nothing to answer" in problem
 
@@ -124,7 +126,7 @@ def test_the_place_for_the_sound_is_checked_before_the_reply(
 ) -> None:
     monkeypatch.setattr("edge_sdk.chat.Chat.send", lambda *_: pytest.fail("a reply was made"))
     for out in (tmp_path, tmp_path / "no" / "x.wav"):
-        status, _, problem = run(capsys, "chat", "--text", "Hi", "--out", str(out), *QUICK)
+        status, _, problem = run(capsys, "chat", BUNDLE, "--text", "Hi", "--out", str(out), *QUICK)
         assert status == 1
         assert problem.startswith("edge-sdk: cannot write")
 
@@ -136,7 +138,7 @@ def test_an_answer_is_printed_although_its_sound_cannot_be_saved(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("edge_sdk.audio_file.write_file", full)
-    status, text, problem = run(capsys, "chat", "--text", "Hi", "--out", str(tmp_path / "x.wav"), *QUICK)
+    status, text, problem = run(capsys, "chat", BUNDLE, "--text", "Hi", "--out", str(tmp_path / "x.wav"), *QUICK)
     assert status == 1
     assert text.strip()
     assert "No space left on device" in problem
@@ -174,7 +176,7 @@ def test_export_verify_inspect(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 def test_verify_fails_on_a_damaged_bundle(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.bundle"
-    content = bytearray(default_bundle_path().read_bytes())
+    content = bytearray(RANDOM.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     status, _, problem = run(capsys, "verify", str(damaged))
@@ -189,7 +191,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["runtimes"]["onnxruntime"] == ""
     assert report["native"]["problem"] or report["native"]["isa"] in ("plain", "avx2", "avx512", "neon")
     assert report["machine"]["memory_total"] > report["machine"]["memory_free"] > 0
-    assert "demo-random" in report["default_bundle"]
+    with Bundle.open() as bundle:
+        assert report["default_bundle"].startswith(bundle.name)
     status, out, _ = run(capsys, "doctor")
     assert "ready" in out
 
@@ -205,7 +208,7 @@ def test_doctor_without_the_native_core(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "bench", "--steps", "30", "--json")
+    status, out, _ = run(capsys, "bench", BUNDLE, "--steps", "30", "--json")
     found = json.loads(out)
     assert status == 0
     assert {s["stage"] for s in found["stages"]} >= {
@@ -217,20 +220,20 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["read_gb_s"] > 0.1
     assert found["overhead"]["steps"] == 30
     assert found["reply"]["audio_s"] > 0
-    status, out, _ = run(capsys, "bench", "--steps", "12")
+    status, out, _ = run(capsys, "bench", BUNDLE, "--steps", "12")
     assert "outside the sessions" in out
-    assert run(capsys, "bench", "--steps", "2")[0] == 1
+    assert run(capsys, "bench", BUNDLE, "--steps", "2")[0] == 1
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["chat", "nowhere.bundle"],
-        ["chat", "--audio", "nowhere.wav"],
-        ["chat", "--text", "x", "--voice", "nobody"],
-        ["chat", "--text", "x", "--runtime", "abacus"],
-        ["chat", "--text", "x", "--max-new-tokens", "0"],
-        ["chat", "--text", "x", "--no-speech", "--out", "x.wav", *QUICK],
+        ["chat", BUNDLE, "--audio", "nowhere.wav"],
+        ["chat", BUNDLE, "--text", "x", "--voice", "nobody"],
+        ["chat", BUNDLE, "--text", "x", "--runtime", "abacus"],
+        ["chat", BUNDLE, "--text", "x", "--max-new-tokens", "0"],
+        ["chat", BUNDLE, "--text", "x", "--no-speech", "--out", "x.wav", *QUICK],
         ["verify", "nowhere.bundle"],
         ["inspect", "/dev/null"],
         ["export", "nowhere", "-o", "x.bundle"],
@@ -246,7 +249,7 @@ def test_a_users_mistake_is_one_line_and_status_1(capsys: pytest.CaptureFixture[
     assert not Path("x.bundle").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["chat", "--threads", "many"], ["export", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["chat", BUNDLE, "--threads", "many"], ["export", "x"]])
 def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(arguments)
@@ -256,7 +259,7 @@ def test_a_wrong_command_line_is_status_2(arguments: list[str], capsys: pytest.C
 
 def test_as_a_program() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "edge_sdk.cli", "inspect", "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "edge_sdk.cli", "inspect", BUNDLE, "--json"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["name"] == "demo-random"
     helped = subprocess.run(

@@ -25,6 +25,7 @@ from edge_sdk.generation import GenerationConfig
 from edge_sdk.running import RunningReply
 from edge_sdk.stream import ReplyStream
 from tests import speech_goldens as goldens
+from tests.bundles import RANDOM
 from tests.forced import make_answers
 
 SHORT = GenerationConfig(do_sample=False, max_new_tokens=4)
@@ -84,15 +85,17 @@ def test_a_question_after_an_interruption_waits_for_its_end(chat: Chat) -> None:
 
 
 ENDLESS = """
-import edge_sdk, os, signal, threading
-chat = edge_sdk.Chat()
+import edge_sdk, os, signal, sys, threading
+chat = edge_sdk.Chat(sys.argv[1])
 eos = tuple((i,) for i in chat.bundle.manifest.model.text_ids.eos)
 config = edge_sdk.GenerationConfig(max_new_tokens=1500, text_greedy=False, bad_words=eos)
 """
 
 
 def run(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", ENDLESS + program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS + program, str(RANDOM)], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

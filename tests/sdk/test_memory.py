@@ -11,6 +11,7 @@ from edge_sdk.bundle import Bundle
 from edge_sdk.chat import Chat
 from edge_sdk.errors import BundleError
 from tests import tolerances
+from tests.bundles import RANDOM
 
 _TALK = """
 import gc, os, pathlib, sys, threading
@@ -33,7 +34,7 @@ def resident_mb():
     gc.collect()
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-with edge_sdk.Bundle.open() as bundle:
+with edge_sdk.Bundle.open(sys.argv[2]) as bundle:
     for _ in range(2):
         for _ in range(COUNT):  # a thread each, as servers have it: every one may draw from another arena
             thread = threading.Thread(target=talk, args=(bundle,))
@@ -46,7 +47,7 @@ with edge_sdk.Bundle.open() as bundle:
 @pytest.mark.slow
 def test_chats_that_are_closed_give_their_memory_back() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _TALK, "60"], capture_output=True, text=True, check=True, timeout=600
+        [sys.executable, "-c", _TALK, "60", str(RANDOM)], capture_output=True, text=True, check=True, timeout=600
     )  # fmt: skip
     before, after = map(float, done.stdout.split())
     print(f"{before:.1f} MB after 60 chats, {after:.1f} after 120")
@@ -54,7 +55,7 @@ def test_chats_that_are_closed_give_their_memory_back() -> None:
 
 
 def test_what_never_changes_is_read_once_a_bundle() -> None:
-    with Bundle.open() as bundle, Chat(bundle) as one, Chat(bundle) as other:
+    with Bundle.open(RANDOM) as bundle, Chat(bundle) as one, Chat(bundle) as other:
         assert one._tokenizer is other._tokenizer
         assert one._conversation is not other._conversation
         assert one._vocoder is not None
@@ -65,7 +66,7 @@ def test_what_never_changes_is_read_once_a_bundle() -> None:
 
 
 def test_nothing_is_shared_of_a_closed_bundle() -> None:
-    bundle = Bundle.open()
+    bundle = Bundle.open(RANDOM)
     made = []
     assert bundle.shared("answer", lambda: made.append(1) or 42) == 42
     assert bundle.shared("answer", lambda: made.append(1) or 43) == 42
@@ -79,7 +80,7 @@ def test_what_could_not_be_made_is_tried_again() -> None:
     def fail() -> int:
         raise BundleError("not now")
 
-    with Bundle.open() as bundle:
+    with Bundle.open(RANDOM) as bundle:
         with pytest.raises(BundleError, match="not now"):
             bundle.shared("answer", fail)
         assert bundle.shared("answer", lambda: 42) == 42

@@ -36,6 +36,7 @@ from edge_sdk.commands.conversation_view import JsonView, LineView, LiveView, bu
 from edge_sdk.events import Reply, Timings
 from edge_sdk.turn_timings import Marks, budget
 from tests import speech
+from tests.bundles import RANDOM
 from tests.pulse import Pulse, pulse_server
 
 
@@ -84,7 +85,8 @@ def say(pulse: Pulse, name: str) -> None:
 
 def test_a_spoken_question_is_answered_through_the_devices(pulse: Pulse, tmp_path: Path) -> None:
     program = Program(
-        "-m", "edge_sdk.cli", "run", "--json", "--input", "room_in", "--output", "speaker_out", "--echo", "off",
+        "-m", "edge_sdk.cli", "run", str(RANDOM), "--json", "--input", "room_in", "--output", "speaker_out",
+        "--echo", "off",
         "--max-new-tokens", "12", "--trace", str(tmp_path / "trace.json"), "--session", str(tmp_path / "session.bin"),
         env=pulse.env,
     )  # fmt: skip
@@ -106,7 +108,8 @@ def test_a_spoken_question_is_answered_through_the_devices(pulse: Pulse, tmp_pat
 def test_sigterm_ends_it_as_ctrl_c_does(pulse: Pulse, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     program = Program(
-        "-m", "edge_sdk.cli", "run", "--json", "--input", "room_in", "--output", "speaker_out", "--trace", str(trace),
+        "-m", "edge_sdk.cli", "run", str(RANDOM), "--json", "--input", "room_in", "--output", "speaker_out",
+        "--trace", str(trace),
         env=pulse.env,
     )  # fmt: skip
     program.until('"Listening"')
@@ -180,7 +183,8 @@ class Terminal:
 def terminal(pulse: Pulse) -> Iterator[Terminal]:
     pytest.importorskip("rich")
     opened = Terminal(
-        "-m", "edge_sdk.cli", "run", "--push-to-talk", "--input", "room_in", "--output", "speaker_out", "--echo", "off",
+        "-m", "edge_sdk.cli", "run", str(RANDOM), "--push-to-talk", "--input", "room_in", "--output", "speaker_out",
+        "--echo", "off",
         "--max-new-tokens", "12", env=pulse.env,
     )  # fmt: skip
     yield opened

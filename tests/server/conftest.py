@@ -1,4 +1,4 @@
-"""One server for most tests, on the bundle in the package."""
+"""One server for most tests, on the random bundle."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ pytest.importorskip("aiohttp")
 pytest.importorskip("openai")
 
 from edge_sdk.bundle import Bundle
+from tests.bundles import RANDOM
 from tests.server.running import Running, serving
 
 
 @pytest.fixture(scope="session")
 def bundle() -> Iterator[Bundle]:
-    with Bundle.open() as opened:
+    with Bundle.open(RANDOM) as opened:
         yield opened
 
 

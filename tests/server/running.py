@@ -29,6 +29,7 @@ from edge_sdk.server.access import Access
 from edge_sdk.server.app import Server
 from edge_sdk.server.limits import Limits
 from edge_sdk.server.service import Service
+from tests.bundles import RANDOM
 
 WAIT_S = 30.0
 SPEECH = Path(__file__).parents[1] / "audio" / "speech"
@@ -121,7 +122,18 @@ class Served:
 
 @contextlib.contextmanager
 def serve(*arguments: str, **environment: str) -> Iterator[Served]:
-    command = [sys.executable, "-m", "edge_sdk.cli", "serve", "--port", "0", "--json", "--max-new-tokens", "8"]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_sdk.cli",
+        "serve",
+        str(RANDOM),
+        "--port",
+        "0",
+        "--json",
+        "--max-new-tokens",
+        "8",
+    ]
     # The log goes to a file: a pipe that nobody reads fills up, and then the server waits.
     with (
         tempfile.TemporaryFile("w+") as errors,

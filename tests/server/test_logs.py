@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 
 from edge_sdk.server import logs
+from tests.bundles import RANDOM
 from tests.server.running import WAIT_S, run, serve
 
 
@@ -130,7 +131,7 @@ def test_a_server_whose_log_nobody_reads_goes_on_and_ends() -> None:
                 assert (await peer.receive_json(timeout=WAIT_S))["type"] == "session.created"
 
     with full_pipe() as (_, writer):
-        command = [sys.executable, "-m", "edge_sdk.cli", "serve", "--port", "0", "--json"]
+        command = [sys.executable, "-m", "edge_sdk.cli", "serve", str(RANDOM), "--port", "0", "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=writer, text=True) as process:
             try:
                 assert process.stdout

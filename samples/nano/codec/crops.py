@@ -12,9 +12,9 @@ import torch
 
 from samples.nano.codec.flow_loss import FlowBatch
 from samples.nano.codec.mel import FLOOR, vocoder_mel
-from samples.nano.codec.speech import Utterance
+from samples.nano.codec.speech import TURN, Utterance, fundamental_turns
 from samples.nano.codec.tokenizer import SoundBatch
-from samples.nano.codec.waveform_loss import WaveBatch
+from samples.nano.codec.waveform_loss import EARLY_SAMPLES, WaveBatch
 from samples.nano.settings import Sound
 from samples.nano.training_data import numbers
 
@@ -24,26 +24,33 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One utterance in memory. pcm int16 [N], f0_hz float32 [L], mel float32 [n_mels, L], codes int64 [T] (empty: not
-    asked for)."""
+    """One utterance in memory. pcm int16 [N], f0_hz float32 [L], mel float32 [n_mels, L], codes int64 [T] and turns
+    uint16 [N] (`fundamental_turns`): empty where not asked for."""
 
     pcm: Array
     f0_hz: Array
     mel: Array
     codes: Array
+    turns: Array
 
 
 def prepare(
-    utterances: Iterable[Utterance], sound: Sound, codes: Callable[[Utterance], Array] | None = None
+    utterances: Iterable[Utterance],
+    sound: Sound,
+    codes: Callable[[Utterance], Array] | None = None,
+    with_turns: bool = False,
 ) -> list[Item]:
-    """`codes`: of an utterance; without it items have none."""
+    """`codes`: of an utterance; without it items have none. `with_turns` needs utterances that have a curve."""
     items = []
     for utterance in utterances:
         with torch.no_grad():
             mel = vocoder_mel(torch.from_numpy(utterance.pcm.astype(np.float32))[None], sound)[0].numpy()
         pcm = np.clip(np.round(utterance.pcm * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         found = np.empty(0, np.int64) if codes is None else codes(utterance)
-        items.append(Item(pcm, utterance.f0_hz, mel, found))
+        turns = np.empty(0, np.uint16)
+        if with_turns:
+            turns = fundamental_turns(utterance.curve, len(pcm), sound.output_rate_hz)
+        items.append(Item(pcm, utterance.f0_hz, mel, found, turns))
     return items
 
 
@@ -74,8 +81,15 @@ class Crops:
 
     def wave(self, step: int) -> WaveBatch:
         heard, hop = self.sound_of(step), self.sound.hop_samples
-        pcm = [_piece(item.pcm, start * hop, self.frames * hop) for item, start in self.picked(step)]
-        return WaveBatch(torch.from_numpy(np.stack(pcm).astype(np.float32) / FULL_SCALE), heard.mel, heard.f0_hz)
+        picked = self.picked(step)
+        pcm = [_piece(item.pcm, start * hop, self.frames * hop) for item, start in picked]
+        turns = [_piece(item.turns, start * hop + EARLY_SAMPLES, self.frames * hop) for item, start in picked]
+        return WaveBatch(
+            torch.from_numpy(np.stack(pcm).astype(np.float32) / FULL_SCALE),
+            heard.mel,
+            heard.f0_hz,
+            torch.from_numpy(np.stack(turns).astype(np.float32) / TURN),
+        )
 
     def flow(self, step: int, none: int, lookahead: int, speaker: Array) -> FlowBatch:
         """`none`: the id that stands for no token. Codes reach `lookahead` tokens further than the mel."""

@@ -17,9 +17,9 @@ from edge_sdk.tensorfile import TensorFile, write_tensors
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def save_tensors(path: Path, model: nn.Module) -> None:
-    """`state_dict()` as float32, under a temporary name first."""
-    tensors = {name: value.detach().float().cpu().numpy() for name, value in model.state_dict().items()}
+def save_tensors(path: Path, model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """`state_dict()` in one type, under a temporary name first."""
+    tensors = {name: value.detach().to("cpu", dtype).numpy() for name, value in model.state_dict().items()}
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         write_tensors(file, tensors)
@@ -38,10 +38,12 @@ def load_tensors(path: Path, model: nn.Module) -> None:
     file.close()
 
 
-def save_model(folder: Path, name: str, model: nn.Module, sizes: Mapping[str, Any]) -> None:
+def save_model(
+    folder: Path, name: str, model: nn.Module, sizes: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors, text = folder / f"{name}.safetensors", folder / f"{name}.json"
-    save_tensors(tensors, model)
+    save_tensors(tensors, model, dtype)
     part = text.with_name(f"{text.name}.part")
     part.write_text(json.dumps({**sizes, "sha256": digest(tensors)}, indent=2) + "\n", encoding="utf-8")
     part.replace(text)

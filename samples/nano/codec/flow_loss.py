@@ -56,7 +56,10 @@ def seen(valid: Tensor, block: int | None) -> Tensor:
     return (number[:, None] >= number)[None, None] & valid[:, None, None, :]
 
 
-def begin_near(model: Flow, mels: Tensor) -> None:
-    """Let the model begin with what is mostly right: a velocity towards the mean of `mels` [frames, n_mels]."""
-    with torch.no_grad():
-        model.decoder["estimator"].proj_out.bias.copy_(mels.mean(dim=0))
+@torch.no_grad()
+def begin_near(model: Flow, mels: Tensor, scalars: Tensor) -> None:
+    """Let the model begin with what is mostly right: a velocity towards the mean of `mels` [frames, n_mels], and codes
+    that are alike where their `scalars` [codebook_size, D] are, since many codes are seldom heard."""
+    model.decoder["estimator"].proj_out.bias.copy_(mels.mean(dim=0))
+    directions = torch.randn(scalars.shape[1], model.config.n_mels)
+    model.input_embedding.weight.copy_(scalars @ directions / scalars.std(dim=0).norm())

@@ -1,3 +1,3 @@
 """Where the codec's parts lie below the work folder."""
 
-CODEC, FLOW, WAVEFORM, VOCODER, CODES = "codec", "flow", "waveform", "vocoder", "codes"
+CODEC, FLOW, WAVEFORM, TUNED, VOCODER, CODES = "codec", "flow", "waveform", "tuned", "vocoder", "codes"

@@ -51,6 +51,7 @@ def learn(
     schedule = dataclasses.replace(schedule, steps=options.steps)
     spoken = list(replies(options.work, settings.sound))
     train_on, held_out = (items([u for u in spoken if u.split == split]) for split in (TRAIN, HELD_OUT))
+    del spoken  # as long as the items, which are all that is needed from here on
     if not train_on:
         raise Error("no reply of the training split is rendered: run python -m samples.nano render first")
     crops = Crops(train_on, settings.sound, options.rows, frames, settings.seed)

@@ -48,18 +48,20 @@ Chain = Callable[[Utterance], Array]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=20, help="replies (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the flow (default: %(default)s, the device's)")
     parser.add_argument("--out", type=Path, help="folder of the WAV files (default: resynthesized in the work folder)")
     parser.add_argument("--no-asr", action="store_true", help="write the files, read nothing")
 
 
 def run(options: argparse.Namespace) -> int:
     settings: Settings = options.settings
-    if options.count < 1:
-        raise Error(f"--count must be at least 1, found {options.count}")
+    for name in ("count", "steps"):
+        if getattr(options, name) < 1:
+            raise Error(f"--{name} must be at least 1, found {getattr(options, name)}")
     utterances = list(islice((u for u in replies(options.work, settings.sound) if u.split == HELD_OUT), options.count))
     if not utterances:
         raise Error("no held-out reply is rendered: run python -m samples.nano render first")
-    found = chains(options.work, settings)
+    found = chains(options.work, settings, options.steps)
     folder = options.out or options.work / "resynthesized"
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
@@ -82,7 +84,7 @@ def report(sounds: dict[str, list[Array]], texts: Sequence[str], rate_hz: int) -
         print(f"{name:<20}{errors.rate:7.1%}  {errors.errors} of {errors.words} words against {what}")
 
 
-def chains(work: Path, settings: Settings) -> dict[str, Chain]:
+def chains(work: Path, settings: Settings, steps: int = STEPS) -> dict[str, Chain]:
     """What can be said with what is trained."""
     sound = settings.sound
     mel_of: dict[str, Callable[[Utterance], Tensor]] = {
@@ -97,8 +99,8 @@ def chains(work: Path, settings: Settings) -> dict[str, Chain]:
         mel_of["decoder"] = lambda u: tokenizer.decode(tokenizer.quantizer.decode(codes(u)))[0]
         if (work / FLOW / f"{FLOW}.json").is_file():
             flow, voice = load_flow(work, settings), torch.from_numpy(speaker(settings, work / FLOW))[None]
-            mel_of["flow_streaming"] = lambda u: flow_mel(flow, voice, codes(u), masked=True)
-            mel_of["flow_whole"] = lambda u: flow_mel(flow, voice, codes(u), masked=False)
+            mel_of["flow_streaming"] = lambda u: flow_mel(flow, voice, codes(u), steps, masked=True)
+            mel_of["flow_whole"] = lambda u: flow_mel(flow, voice, codes(u), steps, masked=False)
 
     vocoders: dict[str, Callable[[Tensor], Array]] = {"_gl": lambda mel: griffin_lim(mel[0], sound).numpy()}
     if (work / WAVEFORM / f"{WAVEFORM}.json").is_file():
@@ -121,10 +123,10 @@ def speak_mel(waveform: Waveform, mel: Tensor) -> Array:
     return found
 
 
-def flow_mel(model: Flow, voice: Tensor, codes: Tensor, *, masked: bool) -> Tensor:
+def flow_mel(model: Flow, voice: Tensor, codes: Tensor, steps: int, *, masked: bool) -> Tensor:
     """codes [1, T], voice [1, speaker_dim] -> mel [1, n_mels, 2T], from the fixed noise, all of the context kept."""
     c = model.config
     mu = model.tokens(torch.cat([codes, torch.full((1, c.lookahead_tokens), c.codebook_size)], dim=1))
     noise = torch.from_numpy(initial_noise(c.n_mels, mu.shape[1]).T.copy())[None]
     mask = seen(torch.ones(mu.shape[:2], dtype=torch.bool), c.chunk_frames) if masked else None
-    return model.sample(mu, model.speaker(voice), noise, steps=STEPS, cfg_rate=CFG_RATE, mask=mask).transpose(1, 2)
+    return model.sample(mu, model.speaker(voice), noise, steps=steps, cfg_rate=CFG_RATE, mask=mask).transpose(1, 2)

@@ -36,7 +36,7 @@ class Tokenizer(nn.Module):
 
     def __init__(self, size: CodecSize, sound: Sound) -> None:
         super().__init__()
-        self.sound = sound
+        self.size, self.sound = size, sound
         self.quantizer = Quantizer(size.levels)
         mels, width = sound.n_mels, size.width
         self.pitch = nn.Sequential(nn.Conv1d(mels, width, 5, padding=2), Residual(width), nn.Conv1d(width, _PITCH, 1))
@@ -64,13 +64,15 @@ class Tokenizer(nn.Module):
 
     def encode(self, mel: Tensor, pitch: Tensor) -> Tensor:
         """mel [B, n_mels, L], pitch [B, 2, L] (`pitch_channels`), L even -> quantized [B, L / 2, D]."""
-        z = self.encoder(torch.cat([normalized(mel), pitch], dim=1))
-        return self.quantizer.quantize(z.transpose(1, 2))
+        wide = self.encoder[:-1](torch.cat([normalized(mel), pitch], dim=1))
+        with _exact(wide):
+            return self.quantizer.quantize(self.encoder[-1](wide.float()).transpose(1, 2))
 
     def decode(self, quantized: Tensor) -> tuple[Tensor, Tensor]:
         """[B, T, D] -> (mel [B, n_mels, 2T], pitch as `heard` gives it [B, 2, 2T])."""
-        out = self.decoder(quantized.transpose(1, 2))
-        mel, pitch = out.split([self.sound.n_mels, _PITCH], dim=1)
+        wide = self.decoder[:-1](quantized.transpose(1, 2))
+        with _exact(wide):
+            mel, pitch = self.decoder[-1](wide.float()).split([self.sound.n_mels, _PITCH], dim=1)
         return mel * _MEL_SPREAD + _MEL_MIDDLE, pitch
 
     @torch.no_grad()
@@ -94,10 +96,10 @@ class Tokenizer(nn.Module):
         found: Array = self.quantizer.encode(self.encode(mel, pitch))[0].numpy()
         return found
 
-    def save(self, folder: Path, settings: Settings) -> None:
+    def save(self, folder: Path, settings: Settings, dtype: torch.dtype = torch.float32) -> None:
         """codec.safetensors and codec.json."""
-        sizes = {"levels": list(self.quantizer.levels), "width": settings.codec.width, "blocks": settings.codec.blocks}
-        save_model(folder, MODEL_NAME, self, {"name": settings.name, **sizes})
+        sizes = {"levels": list(self.size.levels), "width": self.size.width, "blocks": self.size.blocks}
+        save_model(folder, MODEL_NAME, self, {"name": settings.name, **sizes}, dtype)
 
     @classmethod
     def load(cls, folder: Path, sound: Sound) -> Tokenizer:
@@ -130,6 +132,11 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).transpose(1, 2))
         return x + (self.gate * self.narrow(functional.gelu(self.widen(y)))).transpose(1, 2)
+
+
+def _exact(x: Tensor) -> torch.autocast:
+    """Float32 in it: what is rounded to a level, and the mel whose errors are counted, are not to be bfloat16's."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def normalized(mel: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from edge_sdk.errors import Error
 from samples.nano.begun import keep_to
 from samples.nano.codec.checkpoint import speaker
 from samples.nano.codec.crops import Crops, Item, prepare
-from samples.nano.codec.encode import codec_digest, reply_codes
+from samples.nano.codec.encode import codec_digest, load_tokenizer, reply_codes
 from samples.nano.codec.files import save_model
 from samples.nano.codec.flow import Flow
 from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss
@@ -26,7 +26,7 @@ from samples.nano.codec.speech import TRAIN, Utterance
 from samples.nano.settings import Schedule, Settings
 
 SCHEDULE = Schedule(steps=40000, learning_rate=5e-4, warmup_steps=200)
-FRAMES = 200  # of a piece: 4 s, four blocks of the chunk mask
+FRAMES = 150  # of a piece: 3 s, three blocks of the chunk mask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
     folder, sizes = options.work / FLOW, vocoder_sizes(settings.vocoder_spec())
     torch.manual_seed(settings.seed)
     model = Flow(sizes)
+    quantizer = load_tokenizer(options.work, settings).quantizer
+    scalars = quantizer.decode(torch.arange(quantizer.codes))
     codes, voice = reply_codes(options.work, settings), speaker(settings, folder)
 
     def items(utterances: Sequence[Utterance]) -> list[Item]:
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             raise Error(f"{new} rendered replies have no codes yet: run python -m samples.nano encode first")
         found = prepare(utterances, settings.sound, lambda utterance: codes[utterance.text])
         if found and utterances[0].split == TRAIN:
-            begin_near(model, torch.from_numpy(np.concatenate([item.mel for item in found], axis=1).T))
+            begin_near(model, torch.from_numpy(np.concatenate([item.mel for item in found], axis=1).T), scalars)
         return found
 
     def batch(crops: Crops, step: int) -> FlowBatch:

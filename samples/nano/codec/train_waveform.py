@@ -19,25 +19,26 @@ from samples.nano.codec.sizes import vocoder_sizes
 from samples.nano.codec.speech import Utterance
 from samples.nano.codec.waveform import Waveform
 from samples.nano.codec.waveform_loss import waveform_loss
+from samples.nano.codec.waveform_start import begin
 from samples.nano.settings import Schedule, Settings
 
-# A higher rate throws it out: exp of a log magnitude is steep.
 SCHEDULE = Schedule(steps=60000, learning_rate=1e-3, warmup_steps=100, betas=(0.8, 0.99))
-FRAMES = 50  # of a piece: 1 s
+FRAMES = 25  # of a piece: 0.5 s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_training(parser, SCHEDULE, rows=16)
+    add_training(parser, SCHEDULE, rows=8)
 
 
 def run(options: argparse.Namespace) -> int:
     settings: Settings = options.settings
     folder = options.work / WAVEFORM
     torch.manual_seed(settings.seed)
-    model = Waveform(vocoder_sizes(settings.vocoder_spec()))
+    model = begin(Waveform(vocoder_sizes(settings.vocoder_spec())))
 
     def items(utterances: Sequence[Utterance]) -> list[Item]:
-        return prepare(utterances, settings.sound)
+        # Elsewhere the phase of the synthesizer's pulses is not known.
+        return prepare((u for u in utterances if len(u.curve)), settings.sound, with_turns=True)
 
     learn(options, model, items, FRAMES, Crops.wave, partial(waveform_loss, sound=settings.sound), SCHEDULE, folder)
     save_model(folder, WAVEFORM, model, {"name": settings.name})

@@ -7,6 +7,8 @@ Channels lead, [B, C, L]. Weight norm is kept in its parts, as it is stored.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,6 @@ from samples.nano.codec.sizes import VocoderSizes
 _F0_CONVOLUTIONS, _F0_KERNEL = 5, 3  # the first has one tap more, and looks to the right
 _POST_KERNEL = 7
 _TYPICAL_HZ, _SPREAD_HZ = 150.0, 50.0  # where the f0 predictor begins
-_QUIET = -4.0  # log magnitude that conv_post begins with: about the level of speech
 
 
 class Waveform(nn.Module):
@@ -45,8 +46,6 @@ class Waveform(nn.Module):
         self.conv_post = weight_norm(nn.Conv1d(c.stage_channels(c.stages - 1), stft, _POST_KERNEL))
         self.f0_predictor = F0Predictor(c)
         self.register_buffer("window", torch.hann_window(c.stft_n_fft), persistent=False)
-        with torch.no_grad():
-            self.conv_post.bias[: stft // 2] = _QUIET
 
     window: Tensor
 
@@ -61,40 +60,73 @@ class Waveform(nn.Module):
         merged: Tensor = self.m_source["l_linear"](mixed)
         return torch.tanh(merged[..., 0])
 
+    def aligned_source(self, turns: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
+        """The excitation whose fundamental is at `turns` [B, samples] (whole ones may be left off) where `f0` [B, L]
+        has a voice; what `source` makes of a running phase, but for the phase."""
+        c = self.config
+        multiples = torch.arange(1, c.harmonics + 2, device=turns.device)
+        sine = c.sine_amplitude * torch.sin(2 * math.pi * turns[..., None] * multiples)
+        merged: Tensor = self.m_source["l_linear"](with_noise(sine, f0 > c.voiced_threshold_hz, noise, c))
+        return torch.tanh(merged[..., 0])
+
     def trunk(self, mel: Tensor, source: Tensor) -> Tensor:
         """mel [B, n_mels, L], source [B, L * samples_per_frame] -> PCM [B, L * samples_per_frame]."""
         c = self.config
-        spectrum = torch.stft(source, c.stft_n_fft, c.stft_hop, window=self.window, return_complex=True)
-        stft = torch.cat([spectrum.real, spectrum.imag], dim=1)
+        with exact(source):
+            spectrum = torch.stft(source, c.stft_n_fft, c.stft_hop, window=self.window, return_complex=True)
+            stft = torch.cat([spectrum.real, spectrum.imag], dim=1)
         x = self.conv_pre(functional.pad(mel, (0, c.lookahead_frames)))
         for stage in range(c.stages):
             x = self.upsampled(stage, x)
             x = x + self.source_branch(stage, stft)
             blocks = self.resblocks[stage * len(c.resblock_kernels) : (stage + 1) * len(c.resblock_kernels)]
             x = torch.stack([block(x) for block in blocks]).mean(dim=0)
-        x = self.conv_post(functional.pad(functional.leaky_relu(x, POST_SLOPE), (_POST_KERNEL - 1, 0)))
-        log_magnitude, phase = x.chunk(2, dim=1)
-        # exp(min(x)) is min(exp(x)), and has no infinite gradient.
-        magnitude = torch.exp(log_magnitude.clamp(max=math.log(MAX_MAGNITUDE)))
-        return torch.istft(torch.polar(magnitude, phase.sin()), c.stft_n_fft, c.stft_hop, window=self.window)
+        with exact(x):
+            x = self.conv_post(functional.pad(functional.leaky_relu(x, POST_SLOPE), (_POST_KERNEL - 1, 0)))
+            log_magnitude, phase = x.chunk(2, dim=1)
+            # exp(min(x)) is min(exp(x)), and has no infinite gradient.
+            magnitude = torch.exp(log_magnitude.clamp(max=math.log(MAX_MAGNITUDE)))
+            return torch.istft(torch.polar(magnitude, phase.sin()), c.stft_n_fft, c.stft_hop, window=self.window)
 
     def upsampled(self, stage: int, x: Tensor) -> Tensor:
+        """Each frame repeated, then a causal convolution: as one that has an output for each repetition."""
         c = self.config
-        x = functional.leaky_relu(x, c.lrelu_slope).repeat_interleave(c.upsample_rates[stage], dim=-1)
-        x = self.ups[stage](functional.pad(x, (c.upsample_kernels[stage] - 1, 0)))
+        rate, kernel = c.upsample_rates[stage], c.upsample_kernels[stage]
+        x = functional.leaky_relu(x, c.lrelu_slope)
+        with exact(x):
+            kernels = self.ups[stage].weight
+            taps = repeated_taps(kernel, rate).to(kernels)
+            weight = torch.einsum("oik,ptk->opit", kernels, taps).flatten(0, 1)
+        x = functional.conv1d(functional.pad(x, (taps.shape[1] - 1, 0)), weight)
+        x = x.unflatten(1, (-1, rate)).transpose(2, 3).flatten(2) + self.ups[stage].bias[:, None]
         if stage == c.stages - 1:
             x = torch.cat([x[..., 1:2], x], dim=-1)  # a mirrored frame: as many as the STFT has
         return x
 
     def source_branch(self, stage: int, stft: Tensor) -> Tensor:
-        left = self.config.source_stride(stage) - 1
-        found: Tensor = self.source_resblocks[stage](self.source_downs[stage](functional.pad(stft, (left, 0))))
-        return found
+        with exact(stft):
+            found = self.source_downs[stage](functional.pad(stft, (self.config.source_stride(stage) - 1, 0)))
+        branch: Tensor = self.source_resblocks[stage](found)
+        return branch
 
     def forward(self, mel: Tensor, f0: Tensor, noise: Tensor) -> Tensor:
         """PCM [B, samples] within the limits that the device clips at."""
         limit = self.config.audio_limit
         return self.trunk(mel, self.source(f0, noise)).clamp(-limit, limit)
+
+
+def exact(x: Tensor) -> torch.autocast:
+    """No bfloat16 in it: where phases are made or read, and where the outcome is the sound itself."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+@lru_cache(maxsize=16)
+def repeated_taps(kernel: int, rate: int) -> Tensor:
+    """Which taps of a causal kernel fall on which frame where each is repeated `rate` times, [rate, frames, kernel] of
+    zeros and ones: at each repetition, from the oldest frame on."""
+    frames = -(-(kernel - 1) // rate) + 1
+    back = (torch.arange(rate)[:, None] + torch.arange(kernel) - (kernel - 1)).div(rate, rounding_mode="floor")
+    return (torch.arange(frames)[None, :, None] == frames - 1 + back[:, None]).float()
 
 
 class F0Predictor(nn.Module):
@@ -146,8 +178,26 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha = self.alpha[:, None]
-        return x + torch.sin(alpha * x) ** 2 / (alpha + SNAKE_EPS)
+        x = x.float() if x.dtype is torch.bfloat16 else x  # what is added up from block to block keeps its bits
+        found: Tensor = _Snake.apply(x, self.alpha[:, None] + SNAKE_EPS)
+        return found
+
+
+class _Snake(torch.autograd.Function):
+    """With its own gradient: a third of the passes over memory that torch's would make, most of a step's time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor) -> Tensor:
+        ctx.save_for_backward(x, a)
+        return torch.addcmul(x + 0.5 / a, torch.cos(2 * a * x), -0.5 / a)  # sin^2 y is (1 - cos 2y) / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, a = ctx.saved_tensors
+        y = 2 * a * x
+        sine = torch.sin(y)
+        of_a = (gradient * (y * sine - 1 + torch.cos(y))).sum(dim=(0, 2))[:, None] / (2 * a**2)
+        return torch.addcmul(gradient, gradient, sine), of_a
 
 
 def harmonics(f0: Tensor, noise: Tensor, c: WaveformConfig) -> Tensor:
@@ -161,9 +211,7 @@ def harmonics(f0: Tensor, noise: Tensor, c: WaveformConfig) -> Tensor:
     multiples = torch.arange(1, c.harmonics + 2, device=f0.device, dtype=torch.float32)
     if c.running_phase:
         sine = c.sine_amplitude * torch.sin(2 * math.pi * running_turns(hertz, multiples, c)).float()
-        level = torch.where(voiced, c.noise_sigma, c.sine_amplitude / 3)
-        voiced, level = (part.repeat_interleave(c.samples_per_frame, dim=1)[..., None] for part in (voiced, level))
-        return sine * voiced + level * noise
+        return with_noise(sine, voiced, noise, c)
     turns = torch.remainder(hertz[..., None] * multiples / c.sample_rate, 1.0)
     total = torch.cumsum(turns.double(), dim=1).float()
     phase = total * 2 * torch.tensor(math.pi, dtype=torch.float32) * c.samples_per_frame
@@ -171,6 +219,13 @@ def harmonics(f0: Tensor, noise: Tensor, c: WaveformConfig) -> Tensor:
     level = torch.where(voiced, c.noise_sigma, c.sine_amplitude / 3)[..., None]
     sine, level = (part.repeat_interleave(c.samples_per_frame, dim=1) for part in (sine, level))
     return sine + level * noise
+
+
+def with_noise(sine: Tensor, voiced: Tensor, noise: Tensor, c: WaveformConfig) -> Tensor:
+    """sine and noise [B, samples, H], voiced [B, L] -> [B, samples, H]: sines in voiced frames, noise in all."""
+    level = torch.where(voiced, c.noise_sigma, c.sine_amplitude / 3)
+    voiced, level = (part.repeat_interleave(c.samples_per_frame, dim=1)[..., None] for part in (voiced, level))
+    return sine * voiced + level * noise
 
 
 def running_turns(hertz: Tensor, multiples: Tensor, c: WaveformConfig) -> Tensor:

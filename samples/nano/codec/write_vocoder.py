@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from edge_sdk.export.checkpoint import read_json
 from samples.nano.codec.checkpoint import write_vocoder
-from samples.nano.codec.files import load_model
+from samples.nano.codec.files import digest, load_model
 from samples.nano.codec.flow import Flow
-from samples.nano.codec.folders import FLOW, VOCODER, WAVEFORM
+from samples.nano.codec.folders import FLOW, TUNED, VOCODER, WAVEFORM
 from samples.nano.codec.sizes import vocoder_sizes
 from samples.nano.codec.waveform import Waveform
 from samples.nano.settings import Settings
@@ -31,6 +33,20 @@ def load_flow(work: Path, settings: Settings) -> Flow:
     return load_model(work / FLOW, FLOW, lambda _: Flow(vocoder_sizes(settings.vocoder_spec())))
 
 
-def load_waveform(work: Path, settings: Settings) -> Waveform:
-    """The trained waveform part. Raises Error if there is none, or one of other sizes."""
-    return load_model(work / WAVEFORM, WAVEFORM, lambda _: Waveform(vocoder_sizes(settings.vocoder_spec())))
+def load_waveform(work: Path, settings: Settings, *, tuned: bool = True) -> Waveform:
+    """The trained waveform part; as `tune` made it of this one, unless `tuned` is off. Raises Error if there is none,
+    or one of other sizes."""
+
+    def build(sizes: dict[str, Any]) -> Waveform:
+        return Waveform(vocoder_sizes(settings.vocoder_spec()))
+
+    described = work / TUNED / f"{WAVEFORM}.json"
+    if tuned and described.is_file() and read_json(described).get("of") == waveform_digest(work):
+        return load_model(work / TUNED, WAVEFORM, build)
+    return load_model(work / WAVEFORM, WAVEFORM, build)
+
+
+def waveform_digest(work: Path) -> str:
+    """Of what `waveform` trained. "" where there is none."""
+    path = work / WAVEFORM / f"{WAVEFORM}.safetensors"
+    return digest(path) if path.is_file() else ""

@@ -1,10 +1,12 @@
-"""Makes the bundle inside the package, edge_sdk/data/default.bundle, from its seed.
+"""Makes the bundle of random weights that the tests talk to, tests/golden/random.bundle, from its seed.
 
-    make default-bundle
+    make random-bundle
 
-Its weights are random until a small model is trained for it: it shows that everything runs, and says so.
+It is small and shows that everything runs. Until a trained one takes its place (samples/nano), the bundle inside the
+package is the same file; the tests have their own, so that it can.
 """
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from edge_sdk.export.random_checkpoint import PRESETS, write_language_checkpoint
 SEED = 2  # its replies are some 11 s long; seed 1 is curter
 NOISE_FRAMES = 1500  # 30 s, then the vocoder's caches restart: all 15,000 columns would be 4.8 MB of 5
 NOTE = "Random weights: text is word pieces and sound is noise. It shows that everything runs, nothing more."
-TARGET = Path(__file__).resolve().parent.parent / "edge_sdk" / "data" / "default.bundle"
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "tests" / "golden" / "random.bundle"
+PACKAGED = ROOT / "edge_sdk" / "data" / "default.bundle"
 
 
 def make(target: Path) -> Path:
@@ -32,4 +36,5 @@ def make(target: Path) -> Path:
 
 if __name__ == "__main__":
     path = make(TARGET)
+    shutil.copyfile(path, PACKAGED)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
