@@ -10,7 +10,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -155,12 +155,12 @@ class Bundle:
             strange = found.ops - set(graph.ops)
             if strange:
                 raise BundleError(
-                    f"bundle '{self.path}': graph '{key}' uses ops its manifest does not name: {sorted(strange)}"
+                    f"bundle '{self.path}': graph '{key}' uses ops its manifest does not name: {_shown(strange)}"
                 )
             files = found.external_files - ({graph.data} if graph.data else set())
             if files:
                 raise BundleError(
-                    f"bundle '{self.path}': graph '{key}' reads files its manifest does not name: {sorted(files)}"
+                    f"bundle '{self.path}': graph '{key}' reads files its manifest does not name: {_shown(files)}"
                 )
 
     def check_hashes(self) -> None:
@@ -270,6 +270,12 @@ class Bundle:
 
     def __repr__(self) -> str:
         return f"<Bundle '{self.name}' at '{self.path}'>"
+
+
+def _shown(names: Collection[str]) -> str:
+    """A hostile file may hold any number of names, of any length."""
+    some = [name if len(name) <= 80 else f"{name[:77]}..." for name in sorted(names)[:5]]
+    return f"{some}" + (f" and {len(names) - len(some)} more" if len(names) > len(some) else "")
 
 
 def _parse_npy(data: memoryview) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_sdk.errors import CheckpointError
 from edge_sdk.export.checkpoint import Checkpoint
-from edge_sdk.export.weights import CODEBOOK, HEAD, TEXT_EMBEDDING, TEXT_HEAD
+from edge_sdk.export.weights import shared_tables
 
 PIECE_VALUES = 1 << 18  # 1 MB as float32: what the processor caches hold; larger pieces were slower
 _SHOWN = 50
@@ -29,14 +29,11 @@ def check_mergeable(a: Checkpoint, b: Checkpoint) -> None:
 
 
 def aliases(checkpoint: Checkpoint) -> dict[str, str]:
-    """Tensors that are another one under a second name: some writers store both, others one."""
+    """Tensors that are another one under a second name, by what the checkpoint says."""
     config = checkpoint.json("config.json")
-    found = {f"{HEAD}.lm_head.weight": CODEBOOK}
     text = config.get("text_config")
     tied = (text if isinstance(text, dict) else {}).get("tie_word_embeddings", config.get("tie_word_embeddings"))
-    if tied is True:
-        found[TEXT_HEAD] = TEXT_EMBEDDING
-    return found
+    return shared_tables(tied is True)
 
 
 def counterpart(name: str, other: Checkpoint, tied: Mapping[str, str]) -> str | None:

@@ -21,6 +21,18 @@ AUDIO_PROJECTION = f"{GROUPING}.continual_output_matching.weight"
 Shapes = dict[str, tuple[int, ...]]
 
 
+def shared_tables(tied: bool) -> dict[str, str]:
+    """Tensors that are another one under a second name, which some writers store as well.
+
+    Args:
+        tied: the text head is the text embedding.
+    """
+    found = {f"{HEAD}.lm_head.weight": CODEBOOK}
+    if tied:
+        found[TEXT_HEAD] = TEXT_EMBEDDING
+    return found
+
+
 @dataclass(frozen=True)
 class Weights:
     """`required` must all be there; `unused` may be, and is then checked for shape and left out of the bundle."""
@@ -46,12 +58,9 @@ def language_weights(model: ModelConfig, tied: bool) -> Weights:
     unused: Shapes = {
         # In checkpoints, never read by the reference.
         f"{ENCODER}.audio_bos_eos_token.weight": (2, hidden),
-        # Tied to the codebook; a writer that keeps shared tensors stores the alias too.
-        f"{HEAD}.lm_head.weight": (codes, hidden),
+        **{name: required[table] for name, table in shared_tables(tied).items()},
     }
-    if tied:
-        unused[TEXT_HEAD] = (text.vocab_size, hidden)
-    else:
+    if not tied:
         required[TEXT_HEAD] = (text.vocab_size, hidden)
     if model.speech_head:
         width = model.speech_head.hidden_size

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
 from edge_sdk.keyboard import ends_with, terminated_by
+from samples.nano import arguments
 from samples.nano.settings import Schedule
 from samples.nano.training_data import numbers, to_device
 from samples.nano.training_log import LOG, Clock, Log
@@ -141,7 +142,7 @@ def device_of(name: str | None) -> torch.device:
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # "meta" has nothing to copy
     except (RuntimeError, AssertionError, NotImplementedError) as e:  # what torch says of CUDA that it lacks
         raise Error(f"the device '{name}' cannot be used here: {str(e).partition(chr(10))[0]}") from e
     return device
@@ -159,7 +160,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that trains takes."""
     parser.add_argument(
-        "--minutes", type=float, help="stop after so long; the same command goes on (default: no limit)"
+        "--minutes", type=arguments.minutes, help="stop after so long; the same command goes on (default: no limit)"
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
 

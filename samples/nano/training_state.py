@@ -86,11 +86,6 @@ def restore(
     return step
 
 
-def saved_step(folder: Path) -> int | None:
-    """Steps that a folder's run has saved, None if there is none."""
-    return int(_read_state(folder)["step"]) if (folder / STATE).exists() else None
-
-
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.state_dict().items():
         yield _WEIGHT + name, tensor

@@ -22,7 +22,8 @@ from samples.nano.codec.encode import load_tokenizer, reply_codes
 from samples.nano.codec.folders import CODEC
 from samples.nano.codec.write_vocoder import load_waveform
 from samples.nano.settings import TINY
-from samples.nano.training_state import saved_step
+from samples.nano.ship.bundles import read_record
+from samples.nano.training_state import STATE
 from samples.nano.voices.jobs import Job
 from samples.nano.voices.render import render
 
@@ -92,7 +93,7 @@ def test_training_goes_on(command: Command, tmp_path: Path) -> None:
     short = ("--rows", "2", "--steps", "2")
     command("codec", *short)
     command("encode")
-    assert saved_step(work / CODEC / "run") == 2
+    assert read_record(work / CODEC / "run" / STATE)["step"] == 2
     before = load_tokenizer(work, TINY).state_dict()
     command("codec", *short)
     after = load_tokenizer(work, TINY).state_dict()

@@ -64,6 +64,57 @@ def test_what_is_missing_is_named(module: str, said: str, monkeypatch: Any, caps
     assert capsys.readouterr().err.startswith(said)
 
 
+FIRST = {
+    "tokenizer": "texts", "render": "texts", "listen": "texts", "codec": "render", "encode": "codec", "flow": "codec",
+    "waveform": "render", "resynthesize": "render", "vocoder": "flow", "start": "tokenizer", "text": "start",
+    "hear": "start", "prealign": "text", "cocktail1": "prealign", "merge": "prealign", "cocktail2": "merge",
+    "tune": "waveform", "dpo": "cocktail2", "evaluate": "text", "score": "start", "card": "score", "ship": "score",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.COMMANDS if name not in ("texts", "weights")])
+def test_in_an_empty_work_folder_it_says_what_comes_first(name: str, tmp_path: Path, capsys: Any) -> None:
+    more = ["--bundle", "mixed"] if name in ("card", "ship") else []
+    assert recipe.main([name, "--preset", "tiny", "--work", str(tmp_path / "work"), *more]) == 1
+    said = capsys.readouterr().err
+    if "needs the package" in said or " is missing: python -m pip" in said:
+        pytest.skip(said.strip())
+    assert said.endswith(f": run python -m samples.nano {FIRST[name]} first\n")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "work").exists(), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("codec", "--minutes", ["-1", "nan", "soon"]),
+        ("encode", "--minutes", ["-1", "nan"]),
+        ("text", "--minutes", ["-1", "nan"]),
+        ("text", "--story-share", ["-0.1", "1.1", "nan", "inf"]),
+        ("text", "--prompt-weight", ["-1", "nan", "inf", "1e7"]),
+        ("text", "--batch", ["-1", "0", "1.5", "9" * 5000]),
+        ("flow", "--rows", ["0", "4097"]),
+        ("prealign", "--typed-share", ["-1", "2", "nan"]),
+        ("prealign", "--sil-weight", ["-1", "nan"]),
+        ("dpo", "--beta", ["-1", "inf"]),
+        ("dpo", "--lead-steps", ["-1", "100000"]),
+        ("render", "--takes", ["0", "9999999"]),
+    ],
+)
+def test_numbers_that_mean_nothing_are_wrong_usage(name: str, option: str, values: list[str], capsys: Any) -> None:
+    for value in values:
+        try:
+            status = recipe.main([name, option, value])
+        except SystemExit as e:  # argparse's way to say so
+            status = int(str(e.code))
+        said = capsys.readouterr().err
+        if "needs the package" in said:
+            pytest.skip(said.strip())
+        assert status == 2
+        assert f"argument {option}: must be" in said
+        assert len(said.splitlines()[-1]) < 200
+
+
 def test_a_command_gets_its_settings(monkeypatch: Any, capsys: Any) -> None:
     given: list[Any] = []
 

@@ -127,7 +127,7 @@ def refused(work: Path, says: str, *given: str) -> None:
 
 
 def test_mistakes_are_one_line(work: Path) -> None:
-    refused(work, "there is no checkpoint folder at", "text")
+    refused(work, "run python -m samples.nano start first", "text")
     refused(work, "lacks tokenizer.json", "start", "--tokenizer", str(work))
     missing = "does not fit config.json" if is_installed(WHISPER_TINY_EN) else f"{WHISPER_TINY_EN[0]} is missing"
     refused(work, missing, "start", "--encoder", "whisper")
@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(work, "is there already", "text")
     refused(
         work,
-        "the shares of pairs",
+        "of the shares of pairs one must be above 0",
         "dpo",
         "--source",
         str(work / "start"),
@@ -150,4 +150,4 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(
         work, "none of the texts is of a kind", "dpo", "--source", str(work / "start"), "--noise", "0", "--calls", "0"
     )
-    refused(work, "there is no checkpoint folder at", "merge")
+    refused(work, "run python -m samples.nano prealign first", "merge")

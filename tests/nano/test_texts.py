@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from samples.nano.texts.dialogues import Dialogue, Split, dialogues
 from samples.nano.texts.numbers import canonical, clock, ordinal, speak
 from samples.nano.texts.scenes import SCENES
 from samples.nano.texts.scenes.units import CONVERSIONS
-from samples.nano.texts.statistics import count, leaks
+from samples.nano.texts.statistics import Statistics, leaks
 from samples.nano.texts.store import read_dialogues
 from samples.nano.texts.tools import TOOLS
 
@@ -49,6 +50,13 @@ def test_files_give_back_what_was_written(tmp_path: Path) -> None:
     assert main(["texts", "--out", str(tmp_path), "--count", "120", "--seed", "5", "--json"]) == 0
     assert list(read_dialogues(tmp_path / "train.jsonl")) == list(dialogues(5, 120, "train"))
     assert list(read_dialogues(tmp_path / "plain_held_out.jsonl")) == list(plain.tasks(5, 12, "held_out"))
+
+
+def count(made: Iterable[Dialogue]) -> Statistics:
+    found = Statistics()
+    for dialogue in made:
+        found.add(dialogue)
+    return found
 
 
 @pytest.mark.parametrize("kind", ["sets", "tasks"])

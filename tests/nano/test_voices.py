@@ -244,10 +244,11 @@ def test_other_programs_speak(engine: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_judge_reads_what_was_said(hibari: HibariVoice, question: Array) -> None:
     pytest.importorskip("faster_whisper")
     judge = Judge()
-    assert judge.errors("What time is it in London?", question, RATE) == Errors(0, 6)
+    assert word_errors("What time is it in London?", judge.hear(question, RATE)) == Errors(0, 6)
     spoken = hibari.say(TEXT)
-    assert judge.errors(TEXT, spoken.pcm, spoken.rate) == Errors(0, 5)
-    assert judge.errors("The garden gate was open.", spoken.pcm, spoken.rate).errors >= 3
+    heard = judge.hear(spoken.pcm, spoken.rate)
+    assert word_errors(TEXT, heard) == Errors(0, 5)
+    assert word_errors("The garden gate was open.", heard).errors >= 3
 
 
 @needs_whisper

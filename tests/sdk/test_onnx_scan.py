@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -14,7 +16,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from edge_sdk import onnx_scan
 from edge_sdk.errors import BundleError
-from edge_sdk.onnx_scan import MAX_DEPTH, GraphScan, scan
+from edge_sdk.onnx_scan import FUNCTIONS, MAX_BYTES, MAX_FIELDS, MAX_NODES, GraphScan, scan
 
 DOMAINS = ("", "ai.onnx", "com.microsoft", "x")
 LOCATIONS = ("a.bin", "../b", "/c", "ö")
@@ -49,49 +51,35 @@ TENSORS = st.builds(tensors, st.sampled_from((None, *LOCATIONS)))
 SPARSE = st.builds(lambda v, i: onnx.SparseTensorProto(values=v, indices=i, dims=[1]), TENSORS, TENSORS)
 
 
-def attributes(graphs: st.SearchStrategy[GraphProto]) -> st.SearchStrategy[AttributeProto]:
-    return st.one_of(
-        st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.TENSOR, t=t), TENSORS),
-        st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.TENSORS, tensors=[t, t]), TENSORS),
-        st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.SPARSE_TENSOR, sparse_tensor=t), SPARSE),
-        st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.SPARSE_TENSORS, sparse_tensors=[t]), SPARSE),
-        st.builds(lambda g: AttributeProto(name="a", type=AttributeProto.GRAPH, g=g), graphs),
-        st.builds(lambda g: AttributeProto(name="a", type=AttributeProto.GRAPHS, graphs=[g]), graphs),
-        st.just(AttributeProto(name="i", type=AttributeProto.INT, i=-1)),
-        st.just(AttributeProto(name="f", type=AttributeProto.FLOATS, floats=[1.0, 2.0])),
-    )  # fmt: skip
-
-
-def nodes(graphs: st.SearchStrategy[GraphProto]) -> st.SearchStrategy[NodeProto]:
-    return st.builds(
-        lambda op, domain, attribute: NodeProto(op_type=op, domain=domain, input=["x"], attribute=attribute),
-        st.sampled_from(("Add", "If", "F", "ß")),
-        st.sampled_from(DOMAINS),
-        st.lists(attributes(graphs), max_size=2),
-    )
-
-
-def graphs_of(inner: st.SearchStrategy[GraphProto]) -> st.SearchStrategy[GraphProto]:
-    return st.builds(
-        lambda n, t, s: GraphProto(name="g", node=n, initializer=t, sparse_initializer=s),
-        st.lists(nodes(inner), max_size=2),
-        st.lists(TENSORS, max_size=2),
-        st.lists(SPARSE, max_size=1),
-    )
-
-
-GRAPHS = st.recursive(st.builds(GraphProto), graphs_of, max_leaves=4)
-FUNCTIONS = st.builds(
-    lambda name, domain, n, a: onnx.FunctionProto(name=name, domain=domain, node=n, attribute_proto=a),
-    st.sampled_from(("F", "Add")),
+ATTRIBUTES = st.one_of(
+    st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.TENSOR, t=t), TENSORS),
+    st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.TENSORS, tensors=[t, t]), TENSORS),
+    st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.SPARSE_TENSOR, sparse_tensor=t), SPARSE),
+    st.builds(lambda t: AttributeProto(name="a", type=AttributeProto.SPARSE_TENSORS, sparse_tensors=[t]), SPARSE),
+    st.just(AttributeProto(name="i", type=AttributeProto.INT, i=-1)),
+    st.just(AttributeProto(name="f", type=AttributeProto.FLOATS, floats=[1.0, 2.0])),
+)
+NODES = st.builds(
+    lambda op, domain, attribute: NodeProto(op_type=op, domain=domain, input=["x"], attribute=attribute),
+    st.sampled_from(("Add", "If", "F", "ß", "GroupTokens")),
     st.sampled_from(DOMAINS),
-    st.lists(nodes(GRAPHS), max_size=2),
-    st.lists(attributes(GRAPHS), max_size=1),
+    st.lists(ATTRIBUTES, max_size=2),
+)
+GRAPHS = st.builds(
+    lambda n, t, s: GraphProto(name="g", node=n, initializer=t, sparse_initializer=s),
+    st.lists(NODES, max_size=3),
+    st.lists(TENSORS, max_size=2),
+    st.lists(SPARSE, max_size=1),
+)
+DEFINED = st.builds(
+    lambda n, a: onnx.FunctionProto(name="GroupTokens", domain="edge_sdk", node=n, attribute_proto=a),
+    st.lists(NODES, max_size=2),
+    st.lists(ATTRIBUTES, max_size=1),
 )
 MODELS = st.builds(
     lambda g, f: ModelProto(ir_version=11, producer_name="p", graph=g, functions=f),
     GRAPHS,
-    st.lists(FUNCTIONS, max_size=2),
+    st.lists(DEFINED, max_size=1),
 )
 
 
@@ -181,7 +169,7 @@ def test_a_field_that_hides_behind_the_bits_a_parser_drops(bits: int) -> None:
 
 def test_a_function_may_bring_attributes_with_defaults() -> None:
     attribute = helper.make_attribute("a", tensors("../x"))
-    function = onnx.FunctionProto(name="F", domain="x", attribute_proto=[attribute])
+    function = onnx.FunctionProto(name="GroupTokens", domain="edge_sdk", attribute_proto=[attribute])
     assert scan(ModelProto(graph=GraphProto(), functions=[function]).SerializeToString(), "m").external_files == {
         "../x"
     }
@@ -215,11 +203,121 @@ def nested(depth: int) -> bytes:
     return field(7, graph)
 
 
-def test_depth_has_a_limit() -> None:
-    assert scan(nested(MAX_DEPTH), "m").ops == {"::"}
-    for depth in (MAX_DEPTH + 1, 5000):
-        with pytest.raises(BundleError, match=f"more than {MAX_DEPTH} deep"):
-            scan(nested(depth), "m")
+@pytest.mark.parametrize("depth", [1, 2, 5000])
+def test_graphs_inside_of_nodes_are_refused(depth: int) -> None:
+    with pytest.raises(BundleError, match=r"'m' has graphs inside of nodes \(If, Loop, Scan\)"):
+        scan(nested(depth), "m")
+
+
+@pytest.mark.parametrize("where", ["graph", "function", "default"])
+@pytest.mark.parametrize("how", ["g", "graphs"])
+def test_wherever_they_stand(where: str, how: str) -> None:
+    attribute = helper.make_attribute("body", GraphProto() if how == "g" else [GraphProto()])
+    node = NodeProto(op_type="If", attribute=[attribute])
+    function = onnx.FunctionProto(
+        name="GroupTokens",
+        domain="edge_sdk",
+        node=[node] if where == "function" else [],
+        attribute_proto=[attribute] if where == "default" else [],
+    )
+    model = ModelProto(
+        graph=GraphProto(node=[node] if where == "graph" else []), functions=[] if where == "graph" else [function]
+    )
+    with pytest.raises(BundleError, match="graphs inside of nodes"):
+        scan(model.SerializeToString(), "m")
+
+
+# -- functions, which a runtime opens into the graph
+
+
+def group_tokens(*nodes: NodeProto) -> onnx.FunctionProto:
+    return onnx.FunctionProto(name="GroupTokens", domain="edge_sdk", node=nodes)
+
+
+CALL = NodeProto(op_type="GroupTokens", domain="edge_sdk")
+
+
+@pytest.mark.parametrize(
+    ("domain", "name"),
+    [("", "Neg"), ("ai.onnx", "Neg"), ("edge_sdk", "SpeechHead"), ("edge_sdk", ""), ("", "edge_sdk::GroupTokens"),
+     ("com.microsoft", "GroupTokens"), ("EDGE_SDK", "GroupTokens"), ("edge_sdk", "G" * 10_000)],
+)  # fmt: skip
+def test_other_functions_are_refused(domain: str, name: str) -> None:
+    function = onnx.FunctionProto(domain=domain, name=name)
+    with pytest.raises(BundleError, match=r"'m' defines the function '.*'; .* may define edge_sdk::GroupTokens") as e:
+        scan(ModelProto(graph=GraphProto(), functions=[function]).SerializeToString(), "m")
+    assert len(str(e.value)) < 200
+
+
+def test_a_function_that_calls_a_function_is_refused() -> None:
+    model = ModelProto(graph=GraphProto(node=[CALL]), functions=[group_tokens(NodeProto(op_type="Neg"), CALL)])
+    with pytest.raises(BundleError, match=r"function 'edge_sdk::GroupTokens' calls 'edge_sdk::GroupTokens'"):
+        scan(model.SerializeToString(), "m")
+
+
+def test_a_function_has_one_meaning() -> None:
+    """Also where their "overload" differs: nodes tell them apart by that, we by the name."""
+    first, second = group_tokens(), group_tokens(NodeProto(op_type="Neg"))
+    second.overload = "other"
+    with pytest.raises(BundleError, match="defines the function 'edge_sdk::GroupTokens' twice"):
+        scan(ModelProto(graph=GraphProto(), functions=[first, second]).SerializeToString(), "m")
+
+
+def test_nodes_are_counted_as_a_runtime_opens_them() -> None:
+    body = group_tokens(*[NodeProto(op_type="Neg")] * 1000)
+    calls = (MAX_NODES - 1000) // 1001
+    for n in (calls, calls + 1):
+        data = ModelProto(graph=GraphProto(node=[CALL] * n), functions=[body]).SerializeToString()
+        assert len(data) < 32_000
+        if n == calls:
+            assert scan(data, "m").functions == FUNCTIONS
+        else:
+            with pytest.raises(BundleError, match=f"with its functions opened, {1000 + n * 1001} nodes"):
+                scan(data, "m")
+
+
+def test_bytes_are_counted_as_a_runtime_opens_them() -> None:
+    """A constant of the body is copied for each call, and an attribute of the call for each node that asks for it."""
+    large = helper.make_attribute("value", TensorProto(raw_data=bytes(1 << 20)))
+    body = group_tokens(NodeProto(op_type="Constant", attribute=[large]))
+    model = ModelProto(graph=GraphProto(node=[CALL] * 20), functions=[body])
+    with pytest.raises(BundleError, match="with its functions opened, 41 nodes and 22"):
+        scan(model.SerializeToString(), "m")
+
+    asks = AttributeProto(name="value", type=AttributeProto.TENSOR, ref_attr_name="value")
+    body = group_tokens(*[NodeProto(op_type="Constant", attribute=[asks])] * 20)
+    call = NodeProto(op_type="GroupTokens", domain="edge_sdk", attribute=[large])
+    model = ModelProto(graph=GraphProto(node=[call]), functions=[body])
+    with pytest.raises(BundleError, match="with its functions opened, 41 nodes and 22"):
+        scan(model.SerializeToString(), "m")
+
+
+# -- more than any graph needs
+
+
+def test_a_file_of_any_size_is_refused_unread() -> None:
+    with pytest.raises(BundleError, match=f"'m' has {MAX_BYTES + 1} bytes, more than any graph of a bundle"):
+        scan(bytes(MAX_BYTES + 1), "m")
+
+
+@pytest.mark.parametrize(
+    "many",
+    [
+        lambda n: field(7, b"\x0a\0" * n),  # nodes
+        lambda n: field(7, field(1, b"\x2a\0" * n)),  # attributes of one node
+        lambda n: field(7, field(1, b"\x0a\0" * n)),  # its inputs
+        lambda n: field(7, b"\x2a\0" * n),  # initializers
+        lambda n: field(7, field(5, b"\x6a\0" * n)),  # external data of one
+        lambda n: field(7, b"\x5a\0" * n),  # inputs of the graph, which are not walked further
+        lambda n: b"\xca\1\0" * n,  # functions
+        lambda n: field(25, b"\x3a\0" * n),  # their nodes
+    ],
+)
+def test_any_number_of_anything_is_refused_in_a_second_or_two(many: Callable[[int], bytes]) -> None:
+    begin = time.process_time()
+    with pytest.raises(BundleError, match=r"more than|twice"):
+        scan(many(MAX_FIELDS), "m")
+    assert time.process_time() - begin < 20
 
 
 @pytest.mark.parametrize(

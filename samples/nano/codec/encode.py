@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from samples.nano import arguments
 from samples.nano.codec.files import digest
 from samples.nano.codec.folders import CODEC, CODES
 from samples.nano.codec.speech import Utterance, replies
@@ -26,7 +27,7 @@ Array = np.ndarray[Any, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, help="stop after so many (default: when all is encoded)")
+    parser.add_argument("--minutes", type=arguments.minutes, help="stop after so many (default: when all is encoded)")
 
 
 def run(options: argparse.Namespace) -> int:

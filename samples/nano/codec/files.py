@@ -50,10 +50,14 @@ def save_model(
 
 
 def load_model(folder: Path, name: str, build: Callable[[dict[str, Any]], Model]) -> Model:
-    """The model that `build` makes of the sizes, with its tensors, ready to be asked."""
+    """The model that `build` makes of the sizes, with its tensors, ready to be asked.
+
+    Args:
+        name: also that of the command that trains it.
+    """
     tensors, text = folder / f"{name}.safetensors", folder / f"{name}.json"
     if not (tensors.is_file() and text.is_file()):
-        raise Error(f"there is no trained {name} in '{folder}': train it first")
+        raise Error(f"there is no trained {name} in '{folder}': run python -m samples.nano {name} first")
     try:
         sizes = json.loads(text.read_text(encoding="utf-8"))
         model = build(sizes)

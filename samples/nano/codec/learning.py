@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edge_sdk.errors import Error
+from samples.nano import arguments
 from samples.nano.codec.crops import Crops, Item
 from samples.nano.codec.speech import HELD_OUT, TRAIN, Utterance, replies
 from samples.nano.settings import Schedule, Settings
@@ -26,7 +27,7 @@ def add_training(parser: argparse.ArgumentParser, schedule: Schedule, rows: int)
     """`rows`: pieces in a batch."""
     add_training_arguments(parser)
     parser.add_argument("--steps", type=int, default=schedule.steps, help="of the schedule (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=rows, help="pieces in a batch (default: %(default)s)")
+    parser.add_argument("--rows", type=arguments.rows, default=rows, help="pieces in a batch (default: %(default)s)")
 
 
 def learn(
@@ -47,14 +48,12 @@ def learn(
         batch: a step's batch from its pieces.
     """
     settings: Settings = options.settings
-    if options.rows < 1:
-        raise Error(f"--rows must be at least 1, found {options.rows}")
     schedule = dataclasses.replace(schedule, steps=options.steps)
     spoken = list(replies(options.work, settings.sound))
     train_on, held_out = (items([u for u in spoken if u.split == split]) for split in (TRAIN, HELD_OUT))
     del spoken  # as long as the items, which are all that is needed from here on
     if not train_on:
-        raise Error("no reply of the training split is rendered: run python -m samples.nano render")
+        raise Error("no reply of the training split is rendered: run python -m samples.nano render first")
     crops = Crops(train_on, settings.sound, options.rows, frames, settings.seed)
     result = train(
         model,

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             raise Error(f"--{name} must be at least 1, found {getattr(options, name)}")
     utterances = list(islice((u for u in replies(options.work, settings.sound) if u.split == HELD_OUT), options.count))
     if not utterances:
-        raise Error("no held-out reply is rendered: run python -m samples.nano render")
+        raise Error("no held-out reply is rendered: run python -m samples.nano render first")
     found = chains(options.work, settings, options.steps)
     folder = options.out or options.work / "resynthesized"
     folder.mkdir(parents=True, exist_ok=True)

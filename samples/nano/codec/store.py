@@ -67,9 +67,8 @@ class CodeStore:
         paths = sorted(self.folder.glob("codes-*.npz"))
         for shard in range(max(1, len(paths))):
             if not self.path(shard).is_file() or self._told(shard)[0] != self.tokenizer:
-                raise Error(
-                    f"'{self.path(shard)}' is missing or of another speech tokenizer: run python -m samples.nano encode"
-                )
+                told = f"'{self.path(shard)}' is missing or of another speech tokenizer"
+                raise Error(f"{told}: run python -m samples.nano encode first")
             stored = _read(self.path(shard), "codes", "tokens")
             pieces = np.split(stored["codes"].astype(np.int64), np.cumsum(stored["tokens"])[:-1])
             found |= dict(zip(self._told(shard)[1], pieces, strict=True))

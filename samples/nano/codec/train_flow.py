@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     def items(utterances: Sequence[Utterance]) -> list[Item]:
         new = sum(utterance.text not in codes for utterance in utterances)
         if new:
-            raise Error(f"{new} rendered replies have no codes yet: run python -m samples.nano encode")
+            raise Error(f"{new} rendered replies have no codes yet: run python -m samples.nano encode first")
         found = prepare(utterances, settings.sound, lambda utterance: codes[utterance.text])
         if found and utterances[0].split == TRAIN:
             begin_near(model, torch.from_numpy(np.concatenate([item.mel for item in found], axis=1).T), scalars)

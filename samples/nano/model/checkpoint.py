@@ -23,11 +23,10 @@ from edge_sdk.export.checkpoint import Checkpoint
 from edge_sdk.export.merge import RECORD
 from edge_sdk.export.model_config import read_language_config
 from edge_sdk.export.random_checkpoint.writer import new_folder
-from edge_sdk.export.weights import CODEBOOK, HEAD, TEXT_EMBEDDING, TEXT_HEAD, language_weights
+from edge_sdk.export.weights import language_weights, shared_tables
 from samples.nano.model.language import LanguageHalf
 
 MOST_PART_BYTES = 15_900_000  # with its header 16 MB: larger files do not travel well between machines
-ALIASES = {f"{HEAD}.lm_head.weight": CODEBOOK, TEXT_HEAD: TEXT_EMBEDDING}  # where a writer stored a shared table twice
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -57,16 +56,15 @@ def load(folder: str | os.PathLike[str]) -> Loaded:
         language = read_language_config(checkpoint)
         checkpoint.check(language_weights(language.model, language.tied))
         model = LanguageHalf(language.model, tied=language.tied)
-        own = model.state_dict()
+        own, shared = model.state_dict(), shared_tables(language.tied)
         with torch.no_grad():
             for name, value in own.items():
-                stored = TEXT_EMBEDDING if name == TEXT_HEAD and language.tied else name
-                value.copy_(torch.from_numpy(np.array(checkpoint.read(stored))))
+                value.copy_(torch.from_numpy(np.array(checkpoint.read(shared.get(name, name)))))
         types = {name: _TYPES[checkpoint.entry(name).dtype] for name in checkpoint}
         unread = {
             name: torch.from_numpy(np.array(checkpoint.read(name)))
             for name in checkpoint
-            if name not in own and name not in ALIASES
+            if name not in own and name not in shared
         }
         return Loaded(model, Path(folder), types, unread)
     finally:
@@ -89,12 +87,12 @@ def save(loaded: Loaded, target: str | os.PathLike[str], *, part_bytes: int = MO
 
 def tensors(loaded: Loaded) -> dict[str, Tensor]:
     """What the checkpoint holds, by name, in the stored types; tables that are stored twice are copied."""
-    own = loaded.model.state_dict()
+    own, shared = loaded.model.state_dict(), shared_tables(loaded.model.tied)
     out = {}
     for name, dtype in loaded.types.items():
         value = loaded.unread.get(name)
         if value is None:
-            value = own[name] if name in own else own[ALIASES[name]]
+            value = own[name] if name in own else own[shared[name]]
         out[name] = value.detach().to("cpu", dtype).contiguous()
     return out
 

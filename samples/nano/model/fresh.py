@@ -123,7 +123,7 @@ def text_tokens(tokenizer: Path) -> int:
     """Byte-pair tokens of a tokenizer folder, added tokens not counted."""
     missing = [name for name in NEEDED if not (tokenizer / name).is_file()]
     if missing:
-        raise Error(f"'{tokenizer}' lacks {', '.join(missing)}; make it with `python -m samples.nano tokenizer`")
+        raise Error(f"'{tokenizer}' lacks {', '.join(missing)}: run python -m samples.nano tokenizer first")
     return len(json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"])
 
 

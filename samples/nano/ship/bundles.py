@@ -19,6 +19,7 @@ from edge_sdk.files import write_file
 from edge_sdk.tensorfile import TensorFile
 from samples.nano.codec.folders import VOCODER
 from samples.nano.model.replies import GENERATION, settle
+from samples.nano.needed import CHECKPOINTS
 from samples.nano.stages.stage import digest
 from samples.nano.voices.packages import file_sha256
 
@@ -28,7 +29,7 @@ NOTE = (
     "units, sums, lists, weather through a tool, small talk). What it can and can't do: MODEL_CARD.md beside it."
 )
 FOLDER = "bundles"
-STAGES = ("dpo", "cocktail2", "merged", "cocktail1", "prealign", "text", "start")  # the last of the recipe first
+STAGES = tuple(name for name in reversed(CHECKPOINTS) if not name.endswith("-unmerged"))  # the last of the recipe first
 NOISE_FRAMES = 1500  # 30 s, then the vocoder's caches restart: all 15,000 columns would be 4.8 MB of 30
 PAGE = 4096  # most weights are of some hundred KB: 64 KiB borders would be a tenth of the file
 _HERE = Path(__file__).parent
@@ -73,7 +74,7 @@ def newest_checkpoint(work: Path) -> Path:
     for name in STAGES:
         if (work / name / "config.json").is_file():
             return work / name
-    raise Error(f"'{work}' has none of the checkpoints {', '.join(STAGES)}")
+    raise Error(f"'{work}' has none of the checkpoints {', '.join(STAGES)}: run python -m samples.nano start first")
 
 
 def make(work: Path, kind: str, checkpoint: Path) -> Made:

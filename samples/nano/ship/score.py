@@ -70,8 +70,12 @@ def run(options: argparse.Namespace) -> int:
         options.count = options.heard = QUICK
     if min(options.count, options.jobs) < 1 or options.heard < 0:
         raise Error("--count and --jobs must be at least 1, --heard at least 0")
+    if options.threads is not None and options.threads < 1:
+        raise Error(f"--threads must be at least 1, found {options.threads}")
     work = options.work
     checkpoint = options.checkpoint or bundles.newest_checkpoint(work)
+    if not (checkpoint / "config.json").is_file():
+        raise Error(f"'{checkpoint}' is no checkpoint folder: it has no config.json")
     made = {kind: bundles.make(work, kind, checkpoint) for kind in options.bundle or bundles.KINDS}
     rows = _rows(options, list(made.values()))
     speed = {kind: found for kind, m in made.items() if (found := _speed(options, m))}

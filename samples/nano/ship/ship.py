@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
         raise Error(f"'{options.bundle}' stays where it is: {'; '.join(missed)} (--force ships it all the same)")
     with Bundle.open(source) as bundle:
         bundle.verify()
+    if options.target.is_dir():
+        raise Error(f"'{options.target}' is a folder; give the file to write")
     part = options.target.with_name(f".{options.target.name}.part")
     shutil.copyfile(source, part)
     part.replace(options.target)

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 
 from edge_sdk.errors import Error
+from samples.nano.arguments import weight
 from samples.nano.model.checkpoint import load
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
@@ -28,16 +29,16 @@ STAGE = stages.Stage(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_arguments(parser, STAGE)
     stages.add_speech_arguments(parser)
-    parser.add_argument("--beta", type=float, default=0.1, help="how far the model may leave its copy (%(default)s)")
-    parser.add_argument("--sft-share", type=float, default=1.0, help="of the chosen replies' cross entropy")
+    parser.add_argument("--beta", type=weight, default=0.1, help="how far the model may leave its copy (%(default)s)")
+    parser.add_argument("--sft-share", type=weight, default=1.0, help="of the chosen replies' cross entropy")
     for kind in KINDS:
-        parser.add_argument(f"--{kind}", type=float, default=1.0, help=f"share of pairs for {kind}")
+        parser.add_argument(f"--{kind}", type=weight, default=1.0, help=f"share of pairs for {kind}")
 
 
 def run(options: argparse.Namespace) -> int:
     shares = {kind: getattr(options, kind) for kind in KINDS}
-    if min(shares.values()) < 0 or not any(shares.values()):
-        raise Error(f"the shares of pairs must be at least 0, and one above it; found {shares}")
+    if not any(shares.values()):
+        raise Error(f"of the shares of pairs one must be above 0; found {shares}")
     loaded = stages.open_source(options, STAGE)
     reference = load(stages.source_of(options, STAGE)).model.to(device_of(options.device))
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))

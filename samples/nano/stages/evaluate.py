@@ -20,13 +20,13 @@ from pathlib import Path
 
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
+from samples.nano.needed import CHECKPOINTS, checkpoint_folder
 from samples.nano.stages.asking import Answered, ask, exported
 from samples.nano.stages.data import Item, Sounds
 from samples.nano.stages.examples import Prompter, written
 from samples.nano.texts.store import read_dialogues
 
-# In the order of the recipe; those that exist are measured. "-unmerged": stage 2 straight after stage 1.
-STAGES = ("text", "prealign", "cocktail1", "merged", "cocktail2", "cocktail2-unmerged", "dpo")
+STAGES = tuple(name for name in CHECKPOINTS if name != "start")  # those that exist are measured
 COLUMNS = ("text", "domain", "spoken", "noisy", "wer", "nats")
 BATCH = 32
 
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     names = options.checkpoints or [name for name in STAGES if (options.work / name / "config.json").is_file()]
     if not names:
-        raise Error(f"'{options.work}' has none of the checkpoints {', '.join(STAGES)}")
+        raise Error(
+            f"'{options.work}' has none of the checkpoints {', '.join(STAGES)}: run python -m samples.nano text first"
+        )
     if options.count < 1:
         raise Error(f"--count must be at least 1, found {options.count}")
     sounds = {} if options.no_sound else open_sounds(options.work)
@@ -55,11 +57,12 @@ def run(options: argparse.Namespace) -> int:
         items(options.work / "texts" / f"{n}.jsonl", options.count) for n in ("plain_held_out", "held_out")
     )
     vocoder = options.work / "vocoder" if options.listen else None
+    folders = {name: checkpoint_folder(options.work, name) for name in names}
     table = {}
-    for name in names:
+    for name, checkpoint in folders.items():
         answers = options.work / "evaluation" / name
         answers.mkdir(parents=True, exist_ok=True)
-        table[name] = measure(options.work / name, plain, domain, sounds, answers, vocoder)
+        table[name] = measure(checkpoint, plain, domain, sounds, answers, vocoder)
     (options.work / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(table) if options.json else readable(table))
     return 0

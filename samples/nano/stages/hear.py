@@ -23,6 +23,7 @@ from samples.nano.model.batch import Array, collate
 from samples.nano.model.batch import Sequence as Example
 from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.language import LanguageHalf
+from samples.nano.needed import checkpoint_folder
 from samples.nano.stages.data import Corpus
 from samples.nano.stages.examples import Heard
 from samples.nano.stages.sources import RenderedSounds
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    loaded = load(options.source or options.work / "start")
+    loaded = load(checkpoint_folder(options.work, "start", options.source))
     sounds = RenderedSounds(options.work / "speech" / "users", "train", {})
     found = encode(loaded, sounds, device_of(options.device))
     write(options.work / HEARD, digest(loaded.model), found)

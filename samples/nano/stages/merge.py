@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from edge_sdk.export.merge import merge_checkpoints
+from samples.nano.needed import checkpoint_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    stage1, before = options.stage1 or options.work / "cocktail1", options.before or options.work / "prealign"
+    before = checkpoint_folder(options.work, "prealign", options.before)
+    stage1 = checkpoint_folder(options.work, "cocktail1", options.stage1)
     done = merge_checkpoints(stage1, before, options.output or options.work / "merged", options.alpha)
     print(f"wrote {done.path}: {done.alpha:g} of {stage1}, the rest of {before}, {done.tensors} tensors")
     return 0

@@ -37,7 +37,7 @@ class RenderedSounds:
                 self.clips[clip.text].append(np.rint(clip.spoken.pcm * FULL_SCALE).astype(np.int16))
         self.takes = max(map(len, self.clips.values()), default=0)
         if not self.takes:
-            raise Error(f"'{users}' has no question of the split {split}: run python -m samples.nano render")
+            raise Error(f"'{users}' has no question of the split {split}: run python -m samples.nano render first")
 
     def question(self, text: str, take: int) -> Array | None:
         found = self.clips.get(text)

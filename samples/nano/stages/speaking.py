@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from functools import partial
 
 from edge_sdk.errors import Error
+from samples.nano.arguments import share
 from samples.nano.stages import hear
 from samples.nano.stages import stage as stages
 from samples.nano.stages.data import Shares, speech_batches
@@ -17,11 +17,11 @@ from samples.nano.stages.loss import cross_entropy
 def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     stages.add_arguments(parser, stage)
     stages.add_speech_arguments(parser)
-    parser.add_argument("--text-share", type=float, default=0.0, help="of sequences that stay text alone")
-    parser.add_argument("--typed-share", type=float, default=0.1, help="of spoken replies that answer text")
-    parser.add_argument("--hear-share", type=float, default=0.0, help="of steps that write down what was said")
-    parser.add_argument("--read-share", type=float, default=0.0, help="of steps that say what is written")
-    parser.add_argument("--copy-share", type=float, default=0.0, help="of steps that copy ids drawn at random")
+    parser.add_argument("--text-share", type=share, default=0.0, help="of sequences that stay text alone")
+    parser.add_argument("--typed-share", type=share, default=0.1, help="of spoken replies that answer text")
+    parser.add_argument("--hear-share", type=share, default=0.0, help="of steps that write down what was said")
+    parser.add_argument("--read-share", type=share, default=0.0, help="of steps that say what is written")
+    parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
     parser.add_argument(
         "--head-context",
         type=int,
@@ -35,8 +35,8 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
         hear.use(corpus, options.work / hear.HEARD, loaded.model)
     shares = Shares(options.hear_share, options.read_share, options.copy_share, options.text_share, options.typed_share)
-    if min(dataclasses.astuple(shares)) < 0 or shares.hear + shares.read + shares.copy > 1:
-        raise Error(f"shares are from 0 to 1, those of drills no more than 1 together; found {shares}")
+    if shares.hear + shares.read + shares.copy > 1:
+        raise Error(f"the shares of drills are no more than 1 together; found {shares}")
     if options.head_context is not None and options.head_context < 0:
         raise Error(f"--head-context must be at least 0, found {options.head_context}")
     batches = speech_batches(

@@ -11,12 +11,14 @@ from pathlib import Path
 from torch import Tensor
 
 from edge_sdk.errors import Error
-from samples.nano import training
+from samples.nano import arguments, training
+from samples.nano.arguments import weight
 from samples.nano.begun import keep_to
 from samples.nano.codec.encode import codec_digest
 from samples.nano.model.batch import Batch
 from samples.nano.model.checkpoint import Loaded, load, save
 from samples.nano.model.language import LanguageHalf
+from samples.nano.needed import checkpoint_folder
 from samples.nano.settings import Schedule
 from samples.nano.stages.data import Corpus, Sounds
 from samples.nano.stages.examples import Prompter
@@ -62,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument("--longest", type=int, metavar="IDS", help="leave out turns whose prompts are longer")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by preset)")
     parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
-    parser.add_argument("--batch", type=int, help="sequences a step (default: by preset)")
+    parser.add_argument("--batch", type=arguments.rows, help="sequences a step (default: by preset)")
     training.add_training_arguments(parser)
 
 
@@ -70,11 +72,13 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of stages that train speech."""
     layout = Layout()
     parser.add_argument("--encoder", choices=("train", "keep"), default="train", help="keep: it stays Whisper's")
-    parser.add_argument("--lead-steps", type=int, default=layout.lead_steps, help="silent steps before a reply's sound")
+    parser.add_argument(
+        "--lead-steps", type=arguments.lead_steps, default=layout.lead_steps, help="silent steps before a reply's sound"
+    )
     parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
-    parser.add_argument("--sil-weight", type=float, default=layout.sil_weight, help="of silence in the text's loss")
-    parser.add_argument("--history-weight", type=float, default=layout.history_weight, help="of earlier replies' text")
-    parser.add_argument("--speech-share", type=float, default=1.0, help="of the speech loss, beside the text's 1")
+    parser.add_argument("--sil-weight", type=weight, default=layout.sil_weight, help="of silence in the text's loss")
+    parser.add_argument("--history-weight", type=weight, default=layout.history_weight, help="of earlier replies' text")
+    parser.add_argument("--speech-share", type=weight, default=1.0, help="of the speech loss, beside the text's 1")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
@@ -84,7 +88,7 @@ def layout_of(options: argparse.Namespace) -> Layout:
 
 
 def source_of(options: argparse.Namespace, stage: Stage) -> Path:
-    return options.source or options.work / stage.source
+    return checkpoint_folder(options.work, stage.source, options.source)
 
 
 def corpus_of(
@@ -107,8 +111,6 @@ def sounds_of(options: argparse.Namespace) -> Sounds:
 
 
 def batch_of(options: argparse.Namespace, stage: Stage) -> int:
-    if options.batch is not None and options.batch < 1:
-        raise Error(f"--batch must be at least 1, found {options.batch}")
     return options.batch or stage.batch.get(options.preset, stage.batch["nano"])
 
 

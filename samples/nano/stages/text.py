@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from samples.nano.arguments import share, weight
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
 from samples.nano.stages.data import story_sequences, text_batches
@@ -26,9 +27,9 @@ STAGE = stages.Stage(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_arguments(parser, STAGE)
-    parser.add_argument("--prompt-weight", type=float, default=0.3, help="of the prompts' own ids in the loss")
-    parser.add_argument("--copy-share", type=float, default=0.0, help="of steps that copy ids drawn at random")
-    parser.add_argument("--story-share", type=float, default=0.2, help="of sequences that are running text")
+    parser.add_argument("--prompt-weight", type=weight, default=0.3, help="of the prompts' own ids in the loss")
+    parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
+    parser.add_argument("--story-share", type=share, default=0.2, help="of sequences that are running text")
 
 
 def run(options: argparse.Namespace) -> int:

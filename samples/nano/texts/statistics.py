@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,13 +45,6 @@ class Statistics:
             "phrasings": len(self.phrasings),
             "user_turns_by_task": {task: len(texts) for task, texts in sorted(self.asked.items())},
         }
-
-
-def count(dialogues: Iterable[Dialogue]) -> Statistics:
-    found = Statistics()
-    for dialogue in dialogues:
-        found.add(dialogue)
-    return found
 
 
 def leaks(train: Statistics, held_out: Statistics) -> list[str]:

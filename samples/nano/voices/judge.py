@@ -54,9 +54,6 @@ class Judge:
         )
         return " ".join(segment.text.strip() for segment in segments)
 
-    def errors(self, text: str, pcm: Array, rate: int) -> Errors:
-        return word_errors(text, self.hear(pcm, rate))
-
 
 def word_errors(text: str, heard: str) -> Errors:
     """Compared as words in lower case, numbers by their digits: "seven oh five" is 7:05, "twenty one point five" 21.5,

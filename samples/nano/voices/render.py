@@ -18,6 +18,7 @@ from typing import Any
 
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
+from samples.nano import arguments
 from samples.nano.texts.plain import stories
 from samples.nano.texts.train_tokenizer import read_tokenizer
 from samples.nano.voices import other_voices
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts", type=Path, help="folder of the texts (default: texts in the work folder)")
     parser.add_argument("--out", type=Path, help="folder of the sound (default: speech in the work folder)")
     parser.add_argument("--seed", type=int, default=1, help="of users and what they are heard in (default: 1)")
-    parser.add_argument("--takes", type=int, default=1, help="users that say each question (default: 1)")
+    parser.add_argument("--takes", type=arguments.takes, default=1, help="users that say each question (default: 1)")
     parser.add_argument("--limit", type=int, help="render the first clips of each set alone")
     parser.add_argument("--snr", type=float, metavar="DB", help="all users at this ratio (default: 5 to 30, and clean)")
     parser.add_argument("--hibari-only", action="store_true", help="no espeak-ng or flite, though they be installed")
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if min(options.takes, options.shard, options.jobs) < 1:
-        raise Error("--takes, --shard and --jobs must be at least 1")
+    if min(options.shard, options.jobs) < 1:
+        raise Error("--shard and --jobs must be at least 1")
     if options.limit is not None and options.limit < 1:
         raise Error(f"--limit must be at least 1, found {options.limit}")
     if options.snr is not None and not math.isfinite(options.snr):

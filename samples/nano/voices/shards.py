@@ -93,7 +93,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         value: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return value
     except (OSError, ValueError) as e:
-        raise Error(f"'{folder}' has no manifest.json that can be read: run python -m samples.nano render") from e
+        raise Error(f"'{folder}' has no manifest.json that can be read: run python -m samples.nano render first") from e
 
 
 def _clips(names: dict[str, Path], told: dict[str, Any]) -> Iterator[Clip]:
