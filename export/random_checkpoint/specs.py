@@ -191,6 +191,7 @@ class VocoderSpec:
     position_groups: int = 16
     voices: tuple[str, ...] = ("random",)
     running_phase: bool = False  # not as in the released model: see docs/vocoder.md
+    cfg_rate: float = 0.7  # of classifier-free guidance
     trunk: TrunkSpec = field(default_factory=TrunkSpec)
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
                 solver: 'euler'
                 t_scheduler: 'cosine'
                 training_cfg_rate: 0.2
-                inference_cfg_rate: 0.7
+                inference_cfg_rate: {cfg_rate}
                 reg_loss_type: 'l1'
         estimator: !new:cosyvoice.flow.DiT.dit.DiT
             dim: {dim}
@@ -160,6 +160,7 @@ def vocoder_yaml(spec: VocoderSpec, about: str = RANDOM) -> str:
         base_channels=spec.base_channels,
         f0_channels=spec.f0_channels,
         harmonics=HARMONICS,
+        cfg_rate=spec.cfg_rate,
         n_fft=t.n_fft,
         hop=t.hop,
         noise_sigma=t.noise_sigma,

@@ -70,6 +70,7 @@ class VocoderSize:
     base_channels: int
     f0_channels: int
     running_phase: bool = True  # without a discriminator, held phases are not learnt to be a voice (docs/NOTES.md)
+    cfg_rate: float = 0.7  # of the flow's classifier-free guidance
     trunk: TrunkSpec = dataclasses.field(default_factory=TrunkSpec)
 
 
@@ -132,6 +133,7 @@ class Settings:
             f0_channels=v.f0_channels,
             voices=(self.voice,),
             running_phase=v.running_phase,
+            cfg_rate=v.cfg_rate,
             trunk=v.trunk,
         )
 
@@ -189,7 +191,13 @@ POCKET = dataclasses.replace(
     SMALL,
     name="pocket",
     vocoder=dataclasses.replace(
-        SMALL.vocoder, dim=192, heads=3, lookahead_width=192, base_channels=256, trunk=WIDE_TRUNK
+        SMALL.vocoder,
+        dim=192,
+        heads=3,
+        lookahead_width=192,
+        base_channels=256,
+        cfg_rate=0.3,  # nearer to the true mels than 0.7, at 10 steps and at 4 (docs/NOTES.md)
+        trunk=WIDE_TRUNK,
     ),
     text=StackSpec(
         hidden=256, layers=6, heads=4, kv_heads=2, head_dim=64, intermediate=768, rope_theta=1e5, max_positions=2048

@@ -40,7 +40,7 @@ from samples.nano.settings import Settings
 from samples.nano.voices.judge import Errors, Judge, word_errors
 
 SOUND = "sound"
-STEPS, CFG_RATE = 10, 0.7  # of the flow: the device's
+STEPS = 10  # of the flow: the device's
 
 Array = np.ndarray[Any, Any]
 Chain = Callable[[Utterance], Array]
@@ -129,4 +129,4 @@ def flow_mel(model: Flow, voice: Tensor, codes: Tensor, steps: int, *, masked: b
     mu = model.tokens(torch.cat([codes, torch.full((1, c.lookahead_tokens), c.codebook_size)], dim=1))
     noise = torch.from_numpy(initial_noise(c.n_mels, mu.shape[1]).T.copy())[None]
     mask = seen(torch.ones(mu.shape[:2], dtype=torch.bool), c.chunk_frames) if masked else None
-    return model.sample(mu, model.speaker(voice), noise, steps=steps, cfg_rate=CFG_RATE, mask=mask).transpose(1, 2)
+    return model.sample(mu, model.speaker(voice), noise, steps=steps, cfg_rate=c.cfg_rate, mask=mask).transpose(1, 2)
