@@ -126,6 +126,8 @@ def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:
     assert "there is no trained waveform" in command("tune", status=1)
     rendered(tmp_path / "work")
     assert "there is no trained codec" in command("flow", status=1)
-    for wrong in (("--rows", "0"), ("--steps", "0"), ("--device", "none")):
+    for wrong in (("--steps", "0"), ("--device", "none")):
         assert "error: " in command("codec", *wrong, status=1)
+    with pytest.raises(SystemExit, match="2"):
+        command("codec", "--rows", "0")
     assert "1 replies each by sound, mel_gl in" in command("resynthesize", "--no-asr")
