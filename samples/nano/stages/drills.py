@@ -2,8 +2,8 @@
 
     hear    what was said is written down, in text alone
     read    what is written is said, word for word
-    copy    ids drawn at random stand twice: what comes next can only be copied. A model that has learned this from
-            nothing else says "car wash" where it was asked for a bank transfer: phrases are learned long before
+    copy    ids drawn at random stand twice: what comes next can only be copied. Dialogues alone teach phrases long
+            before that: asked for a bank transfer, the model adds a car wash
 
 A dialogue's prompt is mostly tools and turns before, which cost as much as its reply; a drill's is two lines.
 """
