@@ -76,7 +76,12 @@ class VocoderSize:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one stage trains: AdamW, warm-up, then a cosine down to `final_share` of the learning rate."""
+    """How one stage trains: warm-up, then a cosine down to `final_share` of the learning rate.
+
+    Args:
+        muon: the matrices inside transformer layers are moved by Muon, at `muon_rate` of the learning rate; all else,
+            or all, by AdamW.
+    """
 
     steps: int
     learning_rate: float
@@ -85,6 +90,8 @@ class Schedule:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0  # gradients longer than this are shortened to it
+    muon: bool = False
+    muon_rate: float = 2.5
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The one trainer of the recipe: AdamW, warm-up and cosine, limited in time, taken up at the exact step.
+"""The one trainer of the recipe: warm-up and cosine, limited in time, taken up at the exact step.
 
-A step is told by the weights, the optimizer's state, the seed and its number alone: the batch comes from
+A step is told by the weights, the optimizers' state, the seed and its number alone: the batch comes from
 `batches(step)`, torch's random numbers are seeded anew for it. So a run that was interrupted ends, on a CPU and with as
 many threads, with the same weights to the bit as one that was not.
 """
@@ -26,6 +26,7 @@ from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
 from edge_sdk.keyboard import ends_with, terminated_by
 from samples.nano import arguments
+from samples.nano.optimizers import Optimizers, make_optimizers
 from samples.nano.settings import Schedule
 from samples.nano.training_data import numbers, to_device
 from samples.nano.training_log import LOG, Clock, Log
@@ -84,9 +85,9 @@ def train(
         raise Error(f"a learning rate is a number from 0 up, found {schedule.learning_rate}")
     where = device_of(device)
     model.to(where).train()
-    optimizer = make_optimizer(model, schedule)
+    optimizers = make_optimizers(model, schedule)
     run = {**dataclasses.asdict(schedule), "seed": seed}
-    step = restore(folder, model, optimizer, run) or 0
+    step = restore(folder, model, optimizers, run) or 0
     folder.mkdir(parents=True, exist_ok=True)
     end = min(schedule.steps, schedule.steps if stop_at is None else stop_at)
     log, clock, stop = Log(folder / LOG, step, log_every), Clock(minutes), threading.Event()
@@ -97,16 +98,16 @@ def train(
         while coming and not stop.is_set() and not clock.is_over():
             batch = to_device(coming.result(), where)
             coming = ahead.submit(batches, step + 1) if step + 1 < end else None
-            values = _take_step(model, optimizer, loss, batch, schedule, step, seed, where)
+            values = _take_step(model, optimizers, loss, batch, schedule, step, seed, where)
             step += 1
             log.add(step, values)
             clock.step_done()
             show(f"{about}: {step} of {schedule.steps}, {values['loss']:.4g}", step, schedule.steps)
             if clock.wants_save():
-                save(folder, step, model, optimizer, run)
+                save(folder, step, model, optimizers, run)
                 saved = step
         if saved < step:
-            save(folder, step, model, optimizer, run)
+            save(folder, step, model, optimizers, run)
         log.write()
     if step < schedule.steps and sys.stderr.isatty():
         sys.stderr.write("\n")  # of the progress line, which ends itself at 100 %
@@ -120,18 +121,6 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     past = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
     share = schedule.final_share + (1 - schedule.final_share) * (1 + math.cos(math.pi * min(past, 1.0))) / 2
     return schedule.learning_rate * share
-
-
-def make_optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.AdamW:
-    """AdamW; only matrices and larger decay, not norms and biases."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise Error("nothing to train: no parameter of the model requires a gradient")
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.learning_rate, betas=schedule.betas)
 
 
 def device_of(name: str | None) -> torch.device:
@@ -167,7 +156,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _take_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     loss: Loss,
     batch: Any,
     schedule: Schedule,
@@ -178,14 +167,13 @@ def _take_step(
     """One step; its numbers for the log. Nothing is changed if one is not finite."""
     torch.manual_seed(int(numbers(seed, step, "torch").integers(2**63)))
     rate = learning_rate(schedule, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
+    optimizers.set_learning_rate(rate)
+    optimizers.zero_grad()
     with torch.autocast(device.type, torch.bfloat16) if multiplies_bfloat16(device) else nullcontext():
         result = loss(model, batch)
     value, others = result if isinstance(result, tuple) else (result, {})
     value.backward()
-    norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], schedule.clip_norm)
+    norm = nn.utils.clip_grad_norm_(list(optimizers.parameters), schedule.clip_norm)
     found = {"loss": value, "gradient_norm": norm, **others}
     # One copy from the device: each would wait for it.
     values = torch.stack([v.detach().float().reshape(()) for v in found.values()]).tolist()
@@ -195,5 +183,5 @@ def _take_step(
             f"step {step}: the loss is {out['loss']}, the gradient's norm {out['gradient_norm']}; the last save is "
             "kept: look at this step's data, or give a smaller learning rate"
         )
-    optimizer.step()
+    optimizers.step()
     return {**out, "learning_rate": rate}

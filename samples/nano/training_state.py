@@ -1,4 +1,4 @@
-"""A training run on the disk: weights and AdamW's state in safetensors parts of at most 16 MB, and one JSON file.
+"""A training run on the disk: weights and the optimizers' state in safetensors parts of at most 16 MB, and one JSON file.
 
 `state.json` is replaced last and in one step, so a run that is killed at any moment leaves the last whole save.
 """
@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from edge_sdk.errors import Error
 from edge_sdk.files import write_file
 from edge_sdk.tensorfile import TensorFile, write_tensors
+from samples.nano.optimizers import Optimizers
 
 STATE = "state.json"
 PART_BYTES = 16_000_000
 _FORMAT = "samples.nano.training"
 _ENTRY_BYTES = 160  # of a part's header, for each piece, beside its name
 _WEIGHT = "weight:"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # of AdamW, and of Muon
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, run: Mapping[str, Any]) -> None:
+def save(folder: Path, step: int, model: nn.Module, optimizers: Optimizers, run: Mapping[str, Any]) -> None:
     """Write the state after `step` steps; the one before is removed when this one is complete.
 
     Args:
@@ -40,7 +41,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
     fresh, target = folder / f"{name}.new", folder / name
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    tensors = dict(_tensors(model, optimizer))
+    tensors = dict(_tensors(model, optimizers))
     parts = {}
     for n, part in enumerate(_parts(tensors)):
         file = fresh / f"part-{n:03}.safetensors"
@@ -66,9 +67,9 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def restore(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, run: Mapping[str, Any] | None = None
+    folder: Path, model: nn.Module, optimizers: Optimizers | None = None, run: Mapping[str, Any] | None = None
 ) -> int | None:
-    """Put what was saved into the model, and into the optimizer if one is given. Returns the step, None without a save.
+    """Put what was saved into the model, and into the optimizers if they are given. Returns the step, None without a save.
 
     Raises:
         Error: it is damaged, or of another model or run.
@@ -80,28 +81,28 @@ def restore(
     _check_model(folder, state["tensors"], model)
     tensors = _read_tensors(folder, state)
     model.load_state_dict({n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n.startswith(_WEIGHT)})
-    if optimizer is not None:
-        _restore_moments(model, optimizer, tensors)
+    if optimizers is not None:
+        _restore_moments(model, optimizers, tensors)
     step: int = state["step"]
     return step
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: nn.Module, optimizers: Optimizers) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in model.state_dict().items():
         yield _WEIGHT + name, tensor
     for name, parameter in model.named_parameters():
-        moments = optimizer.state.get(parameter, {})
-        for key in ("step", *_MOMENTS) if moments else ():
-            yield f"{key}:{name}", moments[key]
+        for key, tensor in optimizers.state_of(parameter).items():
+            yield f"{key}:{name}", tensor
 
 
-def _restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore_moments(model: nn.Module, optimizers: Optimizers, tensors: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        if f"step:{name}" in tensors and parameter.requires_grad:
-            optimizer.state[parameter] = {
-                "step": tensors[f"step:{name}"],  # stays on the CPU, as AdamW keeps it
-                **{key: torch.empty_like(parameter).copy_(tensors[f"{key}:{name}"]) for key in _MOMENTS},
-            }
+        state = optimizers.state_of(parameter) if parameter.requires_grad else {}
+        if (step := tensors.get(f"step:{name}")) is not None:
+            state["step"] = step  # stays on the CPU, as AdamW keeps it
+        for key in _MOMENTS:
+            if (moment := tensors.get(f"{key}:{name}")) is not None:
+                state[key] = torch.empty_like(parameter).copy_(moment)
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:

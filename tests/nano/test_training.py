@@ -22,7 +22,7 @@ from edge_sdk.errors import Error  # noqa: E402
 from edge_sdk.tensorfile import TensorFile  # noqa: E402
 from samples.nano import training_log, training_state  # noqa: E402
 from samples.nano.settings import Schedule  # noqa: E402
-from samples.nano.training import learning_rate, make_optimizer, train  # noqa: E402
+from samples.nano.training import learning_rate, train  # noqa: E402
 from samples.nano.training_data import numbers, order  # noqa: E402
 
 SCHEDULE = Schedule(steps=30, learning_rate=0.01, warmup_steps=5)
@@ -139,9 +139,10 @@ def test_long_gradients_are_shortened(tmp_path: Path) -> None:
     schedule = dataclasses.replace(SCHEDULE, clip_norm=0.5)
     model, optimizer = net(), None
     run(tmp_path, model, schedule=schedule, loss=steep, stop_at=1)
-    optimizer = make_optimizer(model, schedule)
-    training_state.restore(tmp_path, model, optimizer)
-    first = [s["exp_avg"] / (1 - schedule.betas[0]) for s in optimizer.state.values()]
+    optimizers = make_optimizers(model, schedule)
+    training_state.restore(tmp_path, model, optimizers)
+    found = [optimizers.state_of(p) for p in optimizers.parameters]
+    first = [state["exp_avg"] / (1 - schedule.betas[0]) for state in found if state]
     norm = float(torch.stack([t.norm() for t in first]).norm())
     assert log(tmp_path)[0]["gradient_norm"] > 1e5
     assert 0.49 < norm < 0.501
@@ -149,12 +150,12 @@ def test_long_gradients_are_shortened(tmp_path: Path) -> None:
 
 def test_norms_and_biases_do_not_decay() -> None:
     model = net()
-    groups = make_optimizer(model, dataclasses.replace(SCHEDULE, weight_decay=0.1)).param_groups
-    decaying = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    (adamw,) = make_optimizers(model, dataclasses.replace(SCHEDULE, weight_decay=0.1)).parts
+    decaying = {id(p) for g in adamw.param_groups if g["weight_decay"] for p in g["params"]}
     names = {n for n, p in model.named_parameters() if id(p) in decaying}
     assert names == {"first.weight", "last.weight", "unused.weight", "empty"}
     with pytest.raises(Error, match="nothing to train"):
-        make_optimizer(net().requires_grad_(False), SCHEDULE)
+        make_optimizers(net().requires_grad_(False), SCHEDULE)
 
 
 def test_numbers_that_only_some_steps_have(tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_parts_are_small_and_hold_every_tensor(tmp_path: Path, monkeypatch: pyte
 def test_16_megabytes(tmp_path: Path) -> None:
     """At the real size: 50 MB of weights, nothing trained yet."""
     model = torch.nn.Sequential(torch.nn.Linear(3000, 4000), torch.nn.Linear(100, 100))
-    training_state.save(tmp_path, 0, model, make_optimizer(model, SCHEDULE), {})
+    training_state.save(tmp_path, 0, model, make_optimizers(model, SCHEDULE), {})
     sizes = [p.stat().st_size for p in (tmp_path / "step-00000000").iterdir()]
     assert len(sizes) == 4
     assert all(size <= 16_000_000 for size in sizes)

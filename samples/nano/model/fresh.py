@@ -23,6 +23,7 @@ from edge_sdk.export.random_checkpoint.specs import LanguageSpec
 from edge_sdk.export.random_checkpoint.tokenizer import write_speech_tokenizer
 from edge_sdk.export.random_checkpoint.writer import new_folder
 from edge_sdk.export.weights import language_weights
+from samples.nano.model import induction
 from samples.nano.model.checkpoint import Loaded, write_tensors
 from samples.nano.model.language import LanguageHalf
 from samples.nano.model.replies import settle
@@ -68,6 +69,8 @@ def draw(folder: Path, seed: int) -> Loaded:
     torch.manual_seed(seed)
     model = LanguageHalf(config, tied=tied)
     initialise(model)
+    if tied and induction.fits(config.backbone):
+        induction.lay(model.language_model.model, config.backbone, seed)
     return Loaded(model, folder, dict.fromkeys(language_weights(config, tied).required, torch.float32))
 
 

@@ -96,6 +96,7 @@ class Corpus:
         return {n: heard for n, heard in found.items() if heard is not None}
 
     def mel(self, text: str, take: int) -> Heard | None:
+        """A question as one of its users said it; higher takes are theirs again, begun a little later."""
         if self.sounds is None:
             return None
         key = text, take % self.sounds.takes
@@ -104,7 +105,8 @@ class Corpus:
             if pcm is None:
                 return None
             self.mels[key] = Heard.of(pcm, self.prompter.model)
-        return self.mels[key]
+        size = self.prompter.model.group_size
+        return self.mels[key].later(take // self.sounds.takes % size, size)
 
     def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0, typed: bool = False) -> batches.Sequence:
         """In text and speech.

@@ -39,6 +39,13 @@ class Heard:
         """pcm float32 [n] at the mel's rate (16 kHz)."""
         return cls(log_mel(pcm, model.mel), model.placeholder_count(len(pcm)))
 
+    def later(self, rows: int, group_size: int) -> Heard:
+        """The same, begun `rows` 25 Hz rows (40 ms each) later where it is encoded: other rows make a group."""
+        if self.encoded is None or not rows or len(self.encoded) <= group_size:
+            return self
+        left = self.encoded[rows:]
+        return Heard(self.mel, -(-len(left) // group_size), left)
+
 
 class Prompter:
     """Dialogues -> ids, by the tokenizer and the template of a checkpoint folder."""

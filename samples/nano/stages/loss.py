@@ -67,9 +67,20 @@ def text_cross_entropy(model: LanguageHalf, batch: Batch) -> tuple[Tensor, dict[
 
 
 def cross_entropy(
-    model: LanguageHalf, batch: Batch, speech_share: float = 1.0, head_context: int | None = None
+    model: LanguageHalf,
+    batch: Batch,
+    speech_share: float = 1.0,
+    head_context: int | None = None,
+    head_whole_share: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(what to minimise, numbers for the log): text + speech_share * speech."""
+    """(what to minimise, numbers for the log): text + speech_share * speech.
+
+    Args:
+        head_whole_share: of steps, drawn by torch's random numbers, in which the head sees all of the prompt whatever
+            `head_context` says.
+    """
+    if head_whole_share and float(torch.rand(())) < head_whole_share:
+        head_context = None
     text, speech = score(model, batch, head_context)
     numbers = {"text": text.mean(), "text_right": text.share_right()}
     numbers["speech"] = torch.zeros_like(numbers["text"]) if speech is None else speech.mean()

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
         type=int,
         help="prompt positions that a reply's speech head sees; few are quick (default: all, as on the device)",
     )
+    parser.add_argument(
+        "--head-whole-share", type=share, default=0.0, help="of steps in which it sees all of them all the same"
+    )
 
 
 def run(options: argparse.Namespace, stage: stages.Stage) -> int:
@@ -48,5 +51,10 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         read_items(corpus) if shares.read else (),
         partial(copies, words_of(corpus)),
     )
-    loss = partial(cross_entropy, speech_share=options.speech_share, head_context=options.head_context)
+    loss = partial(
+        cross_entropy,
+        speech_share=options.speech_share,
+        head_context=options.head_context,
+        head_whole_share=options.head_whole_share,
+    )
     return stages.train(options, stage, loaded, batches, loss)

@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument("--longest", type=int, metavar="IDS", help="leave out turns whose prompts are longer")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: by preset)")
     parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
+    parser.add_argument("--muon", action="store_true", help="Muon for the layers' matrices (default: AdamW for all)")
     parser.add_argument("--batch", type=arguments.rows, help="sequences a step (default: by preset)")
     training.add_training_arguments(parser)
 
@@ -120,7 +121,7 @@ def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
         schedule = replace(schedule, steps=options.steps, warmup_steps=min(schedule.warmup_steps, options.steps // 10))
     if options.learning_rate is not None:
         schedule = replace(schedule, learning_rate=options.learning_rate)
-    return schedule
+    return replace(schedule, muon=options.muon)
 
 
 def freeze(model: LanguageHalf, trains: tuple[str, ...], keeps: tuple[str, ...] = ()) -> int:

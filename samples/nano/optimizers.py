@@ -1,0 +1,85 @@
+"""What moves the weights: AdamW alone, or Muon for the matrices inside the transformer layers and AdamW for the rest.
+
+Muon (Keller Jordan, 2024) makes each step of a matrix nearly orthogonal. Its steps are scaled to the size of AdamW's
+(Moonlight, 2025), so that one learning rate tells both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edge_sdk.errors import Error
+from samples.nano.settings import Schedule
+
+_MOMENTUM = 0.95
+_RATE = "rate"  # key of a parameter group: its learning rate for each of the schedule's
+
+
+class Optimizers:
+    """Several optimizers of one model, each with parameters of its own, taken for one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def parameters(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self._groups)
+
+    @property
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        return chain.from_iterable(part.param_groups for part in self.parts)
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._groups:
+            group["lr"] = rate * group.get(_RATE, 1.0)
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Its moments by name; empty before its first step. What is put in there is what the next step begins with."""
+        for part in self.parts:
+            if any(parameter is p for group in part.param_groups for p in group["params"]):
+                state: dict[str, Tensor] = part.state[parameter]
+                return state
+        return {}
+
+
+def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
+    """Of the parameters that require gradients. Only matrices and larger decay, not norms and biases."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise Error("nothing to train: no parameter of the model requires a gradient")
+    matrices = [p for name, p in trained if schedule.muon and p.dim() == 2 and ".layers." in f".{name}"]
+    inside = set(map(id, matrices))
+    others = [p for _, p in trained if id(p) not in inside]
+    groups = [
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    parts: list[torch.optim.Optimizer] = []
+    if groups:
+        parts.append(torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas))
+    if matrices:
+        group = {"params": matrices, _RATE: schedule.muon_rate}
+        parts.append(
+            torch.optim.Muon(
+                [group],
+                lr=schedule.learning_rate,
+                weight_decay=schedule.weight_decay,
+                momentum=_MOMENTUM,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return Optimizers(*parts)
