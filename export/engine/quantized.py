@@ -7,6 +7,8 @@ ONNX's INT4 is q - 8 in two's complement, so flipping the top bit of each value 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -80,8 +82,8 @@ def _computed(r: Rewriter, nodes: list[onnx.NodeProto], value: str) -> Array:
     output = helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
     opset = helper.make_opsetid("", r.graph.opsets[""])
     graph = helper.make_graph(nodes, "kernel", [], [output], weights)
-    found: Array = ReferenceEvaluator(helper.make_model(graph, opset_imports=[opset])).run(None, {})[0]
-    return found
+    values: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=[opset])).run(None, {})
+    return np.asarray(values[0])
 
 
 def _dequantized(r: Rewriter, at: str, names: tuple[str, str], shape: tuple[int, int], bits: int, block: int) -> str:
