@@ -20,6 +20,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")  # of weights, each narrower than 
 LANGUAGE_GRAPHS = ("encoder", "backbone", "speech_input", "speech_head")
 FUSED_GRAPH = "speech_head_fused"  # the same head as one op of our own; a runtime may lack it
 FLOW_GRAPHS = ("flow_tokens", "flow")
+WAVEFORM_GRAPHS = ("f0", "waveform")
 _CHECKSUM = "checksum"
 
 

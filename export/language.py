@@ -36,7 +36,7 @@ def load_language(checkpoint: Checkpoint, policy: Policy | None = None) -> Langu
     """Check a checkpoint completely, then describe its graphs. Weights are read later, when graphs are written.
 
     Args:
-        policy: how linear layers and tables are stored; float32 without one.
+        policy: how linear layers, tables and convolutions are stored; float32 without one.
     Raises:
         CheckpointError: everything that does not fit, in one message.
     """

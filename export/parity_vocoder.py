@@ -18,14 +18,14 @@ from edge_sdk.errors import BundleError, ExportError
 from edge_sdk.excitation import noise_generator, uniform_noise
 from edge_sdk.export.parity import BOUNDS as LANGUAGE_BOUNDS
 from edge_sdk.export.parity import COSTS, Bound, Stage
-from edge_sdk.export.quantized_reference import QuantizedFlow
+from edge_sdk.export.quantized_reference import QuantizedFlow, QuantizedWaveform
 from edge_sdk.export.recipe import manifest_policy
 from edge_sdk.export.reference.flow import FlowReference, chunk_mask, time_grid
 from edge_sdk.export.reference.waveform import WaveformReference
-from edge_sdk.export.vocoder_checkpoint import VocoderCheckpoint, read_vocoder
+from edge_sdk.export.vocoder_checkpoint import read_vocoder
 from edge_sdk.flow import Flow, FlowSettings, TokenConditions, chunk_tokens
 from edge_sdk.flow_stream import FlowStream
-from edge_sdk.manifest import FLOW_GRAPHS
+from edge_sdk.manifest import FLOW_GRAPHS, WAVEFORM_GRAPHS
 from edge_sdk.runtime import Array
 from edge_sdk.waveform import Waveform, WaveformStream
 
@@ -49,18 +49,28 @@ def compare_vocoder(bundle: Bundle, folder: str | os.PathLike[str]) -> list[Stag
     source = read_vocoder(folder, steps=config.flow.steps, noise_frames=config.flow.noise_frames)
     if (source.flow, source.waveform) != (config.flow, config.waveform):
         raise ExportError(f"bundle '{bundle.path}' was not made from '{folder}': their sizes differ")
-    comparison = _Comparison(bundle, config, source)
+    comparison = _Comparison(bundle, config)
     reference = FlowReference(source.flow, source.flow_weights.read)
     mel, stages = comparison.flow(reference)
     precision = bundle.manifest.narrowest(FLOW_GRAPHS)
+    policy = manifest_policy(bundle.manifest.recipe, f"bundle '{bundle.path}'")
     if precision != "fp32":
-        policy = manifest_policy(bundle.manifest.recipe, f"bundle '{bundle.path}'")
         _, same = comparison.flow(QuantizedFlow(source.flow, source.flow_weights.read, policy))
         stages = [
             *(_judge(stage, LANGUAGE_BOUNDS[precision].after(config.flow.depth), "same") for stage in same),
             *(_judge(stage, COSTS[precision], "fp32") for stage in stages),
         ]
-    return [*stages, *comparison.waveform(mel)]
+    full = WaveformReference(source.waveform, source.waveform_weights.read)
+    precision = bundle.manifest.narrowest(WAVEFORM_GRAPHS)
+    if precision == "fp32":
+        return [*stages, *comparison.waveform(mel, full, full)]
+    same_weights = QuantizedWaveform(source.waveform, source.waveform_weights.read, policy)
+    return [
+        *stages,
+        # Weights are narrow there and activations are not: what float32 weights are held to holds.
+        *(dataclasses.replace(s, against="same") for s in comparison.waveform(mel, same_weights, same_weights)),
+        *(_judge(stage, COSTS[precision], "fp32") for stage in comparison.waveform(mel, full, same_weights)),
+    ]
 
 
 def _judge(stage: Stage, bound: Bound, against: str) -> Stage:
@@ -69,7 +79,7 @@ def _judge(stage: Stage, bound: Bound, against: str) -> Stage:
 
 
 class _Comparison:
-    def __init__(self, bundle: Bundle, config: VocoderConfig, source: VocoderCheckpoint) -> None:
+    def __init__(self, bundle: Bundle, config: VocoderConfig) -> None:
         rng = np.random.default_rng(SEED)
         self._config = config.flow
         tokens = chunk_tokens(config.flow) + config.flow.lookahead_tokens
@@ -80,7 +90,6 @@ class _Comparison:
         runtime = bundle.runtime()
         self._flow = Flow(runtime, config.flow, bundle.read_array(bundle.manifest.noise))
         self._waveform = Waveform(runtime, config.waveform)
-        self._waveform_reference = WaveformReference(source.waveform, source.waveform_weights.read)
 
     def flow(self, reference: FlowReference) -> tuple[Array, list[Stage]]:
         """The reference's streaming mel, and the flow's stages."""
@@ -115,14 +124,17 @@ class _Comparison:
         call.fetch("velocity")
         return call.run()["velocity"]
 
-    def waveform(self, mel: Array) -> Iterator[Stage]:
-        reference, config = self._waveform_reference, self._waveform.config
+    def waveform(self, mel: Array, reference: WaveformReference, excited: WaveformReference) -> Iterator[Stage]:
+        """The waveform part's stages. `excited` has the bundle's f0: samples are compared under its excitation, since
+        what another f0 differs by is added up in the phase."""
+        config = self._waveform.config
         expected = reference.f0(mel.T)
         found = self._f0(mel)
         yield _stage("waveform: f0 [Hz]", "f0", found, expected)
         harmonics = config.harmonics + 1
         noise = uniform_noise(noise_generator(config), len(mel) * config.samples_per_frame * harmonics)
-        source = reference.harmonics(expected, noise.reshape(-1, harmonics))["source"]
+        f0 = expected if excited is reference else excited.f0(mel.T)
+        source = excited.harmonics(f0, noise.reshape(-1, harmonics))["source"]
         stream = WaveformStream(self._waveform, self._config.chunk_frames)
         samples = np.concatenate([stream.push(mel), stream.finish()])
         yield _stage("waveform: samples", "samples", samples, reference.trunk(mel.T, source)["wav"])

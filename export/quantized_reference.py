@@ -1,7 +1,8 @@
 """The references once more, with the arithmetic of a quantized bundle stated in NumPy.
 
-Weights are rounded as export/quantize.py rounds them, activations as accuracy_level 4 does. Where the graphs fold, a
-folded weight is what is rounded, so the folds stand here too; all else is the plain references'.
+Weights are rounded as export/quantize.py rounds them, activations as accuracy_level 4 does, a convolution's not at
+all. Where the graphs fold, a folded weight is what is rounded, so the folds stand here too; all else is the plain
+references'.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from edge_sdk.config import FlowConfig, ModelConfig, MoEConfig, TransformerConfig
-from edge_sdk.export import fold
+from edge_sdk.config import FlowConfig, ModelConfig, MoEConfig, TransformerConfig, WaveformConfig
+from edge_sdk.export import fold, fold_vocoder
 from edge_sdk.export.fold_vocoder import split_input
 from edge_sdk.export.graphs.blocks import cache_head_dim
 from edge_sdk.export.quantize import Scheme, expert_block, quantize, quantize_activations
 from edge_sdk.export.recipe import Policy
 from edge_sdk.export.reference.flow import FlowReference
 from edge_sdk.export.reference.language import LanguageReference
-from edge_sdk.export.reference.layers import silu, softmax
-from edge_sdk.export.vocoder_weights import ESTIMATOR
+from edge_sdk.export.reference.layers import conv1d, silu, softmax
+from edge_sdk.export.reference.waveform import WaveformReference
+from edge_sdk.export.vocoder_weights import ESTIMATOR, F0_CONVS
 from edge_sdk.export.weights import (
     AUDIO_PROJECTION,
     CODEBOOK,
@@ -32,6 +34,7 @@ from edge_sdk.export.weights import (
 )
 
 _INPUT = f"{ESTIMATOR}.input_embed.proj"
+_KERNEL_DIMS = 3  # of a convolution's weight, and of no other
 _FLOAT_LAYERS = (f"{ESTIMATOR}.time_embed.", f"{ESTIMATOR}.norm_out.")
 
 Array = np.ndarray[Any, Any]
@@ -45,6 +48,12 @@ def rounded(matrix: Array, scheme: Scheme) -> Array:
         return matrix
     rows = matrix.reshape(-1, matrix.shape[-1])
     return quantize(np.asarray(rows, np.float32), scheme).dequantize().reshape(matrix.shape)
+
+
+def rounded_kernel(weight: Array, scheme: Scheme) -> Array:
+    """A convolution's weight [O, ...] as the scheme keeps it, in its own type."""
+    rows = weight.reshape(len(weight), -1).astype(np.float32)
+    return weight if scheme.kind == "fp32" else rounded(rows, scheme).reshape(weight.shape).astype(weight.dtype)
 
 
 def product(x: Array, matrix: Array, scheme: Scheme) -> Array:
@@ -71,6 +80,10 @@ class QuantizedLanguage(LanguageReference):
     ) -> None:
         super().__init__(model, read, tied=tied, dtype=dtype)
         self._policy = policy
+
+    def _w(self, name: str) -> Array:
+        found = super()._w(name)
+        return rounded_kernel(found, self._policy.convolution(name)) if found.ndim == _KERNEL_DIMS else found
 
     def _product(self, name: str, x: Array, matrix: Array) -> Array:
         return product(x, matrix.astype(self.dtype, copy=False), self._policy.scheme(name))
@@ -172,7 +185,8 @@ class QuantizedFlow(FlowReference):
         if name == "input_embedding.weight":
             table = rounded(self._read(name), self._policy.scheme("input_embedding.padded"))
             return table.astype(self.dtype, copy=False)
-        return super()._w(name)
+        found = super()._w(name)
+        return rounded_kernel(found, self._policy.convolution(name)) if found.ndim == _KERNEL_DIMS else found
 
     def _linear(self, name: str, x: Array) -> Array:
         if name.startswith(_FLOAT_LAYERS) or name.endswith(".attn_norm.linear"):
@@ -203,3 +217,34 @@ class QuantizedFlow(FlowReference):
         for value, weight, part in ((mu, parts[1], "mu"), (speaker, parts[2], "speaker")):
             y = y + product(value, weight, self._policy.scheme(f"fold/{_INPUT}.{part}"))
         return y
+
+
+class QuantizedWaveform(WaveformReference):
+    """The waveform part by a policy: weights alone are rounded, so a graph equals it as closely as a float32 one."""
+
+    def __init__(
+        self, config: WaveformConfig, read: Callable[[str], Array], policy: Policy, dtype: Any = np.float32
+    ) -> None:
+        super().__init__(config, read, dtype)
+        self._policy = policy
+
+    def _w(self, name: str) -> Array:
+        found = super()._w(name)
+        return rounded_kernel(found, self._policy.convolution(name)) if found.ndim == _KERNEL_DIMS else found
+
+    def _normed(self, name: str, dtype: Any) -> tuple[Array, Array]:
+        weight, bias = super()._normed(name, dtype)
+        if name not in F0_CONVS:
+            return rounded_kernel(weight, self._policy.convolution(f"{name}.weight")), bias
+        # The graph's rows hold the taps one after another, each with all of its inputs.
+        rows = rounded_kernel(weight.transpose(0, 2, 1), self._policy.convolution(f"fold/{name}.matrix"))
+        return rows.transpose(0, 2, 1), bias
+
+    def _upsample(self, stage: int, x: Array) -> Array:
+        """By the output phases' convolutions, whose taps are sums of the checkpoint's."""
+        name, rate = f"ups.{stage}", self.config.upsample_rates[stage]
+        weight, bias = super()._normed(name, self.dtype)
+        folded = fold_vocoder.fold_repeat(weight, rate)
+        phases = rounded_kernel(folded, self._policy.convolution(f"fold/{name}.phases")).astype(self.dtype)
+        y = conv1d(x, phases, np.repeat(bias, rate), left=phases.shape[2] - 1)
+        return y.reshape(len(bias), rate, -1).transpose(0, 2, 1).reshape(len(bias), -1)

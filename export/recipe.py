@@ -1,7 +1,8 @@
 """Which tensor is stored how: rules over weight names, the first that matches wins.
 
-Only matrices that are multiplied with and tables that are looked up have a choice. Norms, biases, convolutions, the
-vocoder's step tables and its whole waveform part are float32 in every recipe.
+Matrices that are multiplied with, tables that are looked up and the weights of convolutions have a choice.
+Convolutions are asked for by rules of their own (`of`), and no precision brings one: they stay float32, f0's float64,
+unless a recipe says otherwise. Norms, biases and the vocoder's step tables are float32 in every recipe.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -21,23 +22,30 @@ from edge_sdk.errors import ExportError
 from edge_sdk.export.quantize import DEFAULT_BLOCK, FP32, KINDS, Kind, Scheme
 
 PRECISIONS = KINDS
+Of = Literal["matrices", "convolutions"]
+_OF: tuple[Of, ...] = get_args(Of)
+_OF_CONVOLUTIONS: tuple[Kind, ...] = ("fp32", "fp16", "int8")  # in int4 they have no form that a runtime unfolds
 BLOCKS: dict[Kind, tuple[int, ...]] = {"int4": (32, 128), "int8": (32, 64, 128, 256)}  # what csrc's kernels take
 log = logging.getLogger("edge_sdk.export")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors whose name fits `match` (fnmatch) are stored by `scheme`."""
+    """Tensors whose name fits `match` (fnmatch) are stored by `scheme`: those of convolutions, or all others."""
 
     match: str
     scheme: Scheme
+    of: Of = "matrices"
 
-    def fits(self, name: str) -> bool:
-        return fnmatch.fnmatchcase(name, self.match)
+    def fits(self, name: str, of: Of) -> bool:
+        return self.of == of and fnmatch.fnmatchcase(name, self.match)
 
     def to_json(self) -> dict[str, Any]:
         block = {"block": self.scheme.block} if self.scheme.quantized else {}
-        return {"match": self.match, "scheme": self.scheme.kind, **block}
+        of = (
+            {"of": self.of} if self.of != "matrices" else {}
+        )  # manifests from before there were others stay as they are
+        return {"match": self.match, "scheme": self.scheme.kind, **block, **of}
 
 
 # Reasons, with measurements, in docs/NOTES.md ("Quantized weights").
@@ -84,15 +92,24 @@ class Policy:
 
     rules: tuple[Rule, ...] = (Rule("*", FP32),)
     chosen: dict[str, Scheme] = field(default_factory=dict)
+    convolutions: dict[str, Scheme] = field(default_factory=dict)
     exceptions: dict[str, str] = field(default_factory=dict)
     _hit: set[Rule] = field(default_factory=set)
 
     def scheme(self, name: str) -> Scheme:
+        """Of a matrix or table."""
+        return self._find(name, "matrices", self.chosen)
+
+    def convolution(self, name: str) -> Scheme:
+        """Of a convolution's weight."""
+        return self._find(name, "convolutions", self.convolutions)
+
+    def _find(self, name: str, of: Of, found: dict[str, Scheme]) -> Scheme:
         for rule in self.rules:
-            if rule.fits(name):
+            if rule.fits(name, of):
                 self._hit.add(rule)
-                return self.chosen.setdefault(name, rule.scheme)
-        return self.chosen.setdefault(name, FP32)
+                return found.setdefault(name, rule.scheme)
+        return found.setdefault(name, FP32)
 
     def keep_wide(self, name: str, reason: str) -> None:
         """A tensor stays float32 although a rule says otherwise: logged, and written in the manifest."""
@@ -103,13 +120,17 @@ class Policy:
 
     def check_used(self, rules: Iterable[Rule]) -> None:
         """Raises ExportError if one of these rules never decided anything."""
-        idle = [rule.match for rule in rules if rule not in self._hit]
-        if idle:
-            raise ExportError(
-                f"recipe: {', '.join(repr(m) for m in idle)} decides nothing: no matrix or table has such a name, or "
-                "earlier rules take them all (norms, biases, convolutions and the waveform part are always fp32). "
-                f"There are: {_some(self.chosen)}"
-            )
+        for of, what, there in (
+            ("matrices", "matrix or table", self.chosen),
+            ("convolutions", "convolution", self.convolutions),
+        ):
+            idle = [rule.match for rule in rules if rule.of == of and rule not in self._hit]
+            if idle:
+                raise ExportError(
+                    f"recipe: {', '.join(repr(m) for m in idle)} decides nothing: no {what} has such a name, or "
+                    "earlier rules take them all (norms and biases are always fp32, convolutions want a rule with "
+                    f'"of": "convolutions"). There are: {_some(there)}'
+                )
 
     def to_json(self, recipe: Recipe) -> dict[str, Any]:
         """For the manifest: the rules that decided something, in order."""
@@ -143,8 +164,10 @@ def make_recipe(precision: str, block: int = DEFAULT_BLOCK, file: str | os.PathL
     return Recipe(kind, block, read_rules(file, block) if file is not None else ())
 
 
-def _scheme(kind: Kind, block: int) -> Scheme:
+def _scheme(kind: Kind, block: int, of: Of = "matrices") -> Scheme:
     """A scheme that every kernel takes."""
+    if of == "convolutions" and kind not in _OF_CONVOLUTIONS:
+        raise ExportError(f"convolutions take {', '.join(_OF_CONVOLUTIONS)}, found {kind}")
     allowed = BLOCKS.get(kind, (0,))
     if block not in allowed:
         wanted = f"blocks of {' or '.join(map(str, allowed))}" if any(allowed) else "no block"
@@ -153,7 +176,12 @@ def _scheme(kind: Kind, block: int) -> Scheme:
 
 
 def read_rules(file: str | os.PathLike[str], block: int = DEFAULT_BLOCK) -> tuple[Rule, ...]:
-    """The rules of a recipe file, JSON or YAML: {"rules": [{"match": PATTERN, "scheme": KIND, "block": N}, ...]}."""
+    """The rules of a recipe file, JSON or YAML: {"rules": [{"match": PATTERN, "scheme": KIND, "block": N, "of": WHAT},
+    ...]}, the last two optional.
+
+    Raises:
+        ExportError: a file that cannot be read or is no recipe; which rule, and what it may say.
+    """
     path = Path(file)
     try:
         text = path.read_text(encoding="utf-8")
@@ -171,17 +199,19 @@ def parse_rules(value: Any, where: str, block: int = DEFAULT_BLOCK) -> tuple[Rul
     rules = []
     for n, item in enumerate(value):
         at = f"{where}, rule {n + 1}"
-        _check_keys(item, {"match", "scheme"}, {"match", "scheme", "block"}, at)
-        match, kind = item["match"], item["scheme"]
+        _check_keys(item, {"match", "scheme"}, {"match", "scheme", "block", "of"}, at)
+        match, kind, of = item["match"], item["scheme"], item.get("of", "matrices")
         if not isinstance(match, str) or not match:
             raise ExportError(f"{at}: 'match' must be a pattern of names, found {match!r}")
         if kind not in KINDS:
             raise ExportError(f"{at}: scheme {kind!r} is not one of {', '.join(KINDS)}")
+        if of not in _OF:
+            raise ExportError(f"{at}: 'of' must be one of {', '.join(_OF)}, found {of!r}")
         size = item.get("block", block if kind in ("int8", "int4") else 0)
         if not isinstance(size, int) or isinstance(size, bool):
             raise ExportError(f"{at}: 'block' must be a number, found {size!r}")
         try:
-            rules.append(Rule(match, _scheme(kind, size)))
+            rules.append(Rule(match, _scheme(kind, size, of), of))
         except ExportError as e:
             raise ExportError(f"{at}: {e}") from e
     return tuple(rules)

@@ -58,7 +58,7 @@ def load_vocoder(
         noise_frames: columns of the initial noise that the bundle carries (50 a second in the released model);
             streams restart their caches behind them.
         steps: Euler step counts the bundle has tables for.
-        policy: how the flow's linear layers and tables are stored; float32 without one.
+        policy: how linear layers, tables and convolutions are stored; float32 without one.
     Raises:
         CheckpointError: everything that does not fit, in one message for the folder and one for a voice.
     """
@@ -79,10 +79,11 @@ def load_vocoder(
 
 
 def build_vocoder(source: VocoderCheckpoint, policy: Policy | None = None) -> dict[str, GraphBuilder]:
-    """The four graphs of a checked folder. The policy is the flow's: f0 and phase add errors up over the whole reply,
-    so the waveform part is float32 throughout."""
-    flow = Tensors(source.flow_weights.shapes, source.flow_weights.read, policy or Policy())
-    hift = Tensors(source.waveform_weights.shapes, source.waveform_weights.read)
+    """The four graphs of a checked folder. Of the waveform part only convolutions can be narrow, and no activation:
+    f0 and phase add errors up over the whole reply."""
+    policy = policy or Policy()
+    flow = Tensors(source.flow_weights.shapes, source.flow_weights.read, policy)
+    hift = Tensors(source.waveform_weights.shapes, source.waveform_weights.read, policy)
     return {
         "flow_tokens": build_flow_tokens(source.flow, flow),
         "flow": build_flow(source.flow, flow),

@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--recipe", metavar="FILE",
-        help='JSON or YAML, {"rules": [{"match": NAME_PATTERN, "scheme": fp32|fp16|int8|int4, "block": N}]}: rules '
-        "before those of --precision; the first that fits a weight's name decides",
+        help='JSON or YAML, {"rules": [{"match": NAME_PATTERN, "scheme": fp32|fp16|int8|int4, "block": N, "of": '
+        "matrices|convolutions}]}: rules before those of --precision; the first that fits a weight's name decides "
+        "(docs/bundle.md)",
     )  # fmt: skip
     parser.add_argument("--name", default="", help="the bundle's name; the output's name if not given")
     parser.add_argument("--one-file", action="store_true", help="write a single file instead of a directory")

@@ -1,4 +1,5 @@
-"""Block-quantized weights (csrc/kernels/matrix.h) -> DequantizeLinear, which a builder fuses into the product.
+"""Narrow weights for a builder: blocks (csrc/kernels/matrix.h) -> DequantizeLinear, which it fuses into the product;
+those of convolutions and tables widened.
 
 The bytes stay as they are but for the zero point: the bundle's 4-bit values are q in 0..15 with value (q - 8) * scale,
 ONNX's INT4 is q - 8 in two's complement, so flipping the top bit of each value is all; likewise for 8 bits.
@@ -6,9 +7,12 @@ ONNX's INT4 is q - 8 in two's complement, so flipping the top bit of each value 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edge_sdk.errors import ExportError
 from edge_sdk.export.engine.graph import Array, Rewriter, Tensor, attributes
@@ -44,6 +48,42 @@ def gather_block_quantized(r: Rewriter, node: onnx.NodeProto) -> None:
     found = r.graph.weights[table]
     rows, cols = found.shape[0], found.shape[-1] * (8 // bits if found.dtype == TensorProto.UINT8 else 1)
     r.op(at, "Gather", _widened(r, at, (table, scales), (rows, cols), bits, block), ids, out=node.output[0], axis=0)
+
+
+def convolution(r: Rewriter, node: onnx.NodeProto) -> None:
+    """A kernel that nodes make of narrow weights becomes one weight, which is widened when the engine is built."""
+    kernel = node.input[1]
+    made = [] if kernel in r.graph.weights else _made_of_weights(r, kernel)
+    if made:
+        name = f"engine/{kernel}/widened"
+
+        def load() -> Array:
+            return _computed(r, made, kernel)
+
+        r.graph.weights[name] = Tensor(name, TensorProto.FLOAT, load().shape, load)
+        node.input[1] = name
+    r.keep(node)
+
+
+def _made_of_weights(r: Rewriter, value: str) -> list[onnx.NodeProto]:
+    """The nodes behind a value, in order; none if it is made of anything but weights."""
+    wanted, nodes = {value}, []
+    for node in reversed(r.nodes):
+        if wanted & set(node.output):
+            nodes.append(node)
+            wanted = (wanted - set(node.output)) | {n for n in node.input if n and n not in r.graph.weights}
+    return [] if wanted else nodes[::-1]
+
+
+def _computed(r: Rewriter, nodes: list[onnx.NodeProto], value: str) -> Array:
+    """What nodes make of weights, float32."""
+    names = dict.fromkeys(n for node in nodes for n in node.input if n in r.graph.weights)
+    weights = [numpy_helper.from_array(np.ascontiguousarray(r.graph.weights[n].load()), n) for n in names]
+    output = helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
+    opset = helper.make_opsetid("", r.graph.opsets[""])
+    graph = helper.make_graph(nodes, "kernel", [], [output], weights)
+    values: Any = ReferenceEvaluator(helper.make_model(graph, opset_imports=[opset])).run(None, {})
+    return np.asarray(values[0])
 
 
 def _dequantized(r: Rewriter, at: str, names: tuple[str, str], shape: tuple[int, int], bits: int, block: int) -> str:

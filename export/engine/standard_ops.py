@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from edge_sdk.errors import ExportError
 from edge_sdk.export.engine.graph import Graph, Rewriter, attributes, sizes_of
-from edge_sdk.export.engine.quantized import gather_block_quantized, matmul_nbits
+from edge_sdk.export.engine.quantized import convolution, gather_block_quantized, matmul_nbits
 
 _HEAD_AXIS, _ROW_AXIS = 1, 2  # of [1, heads, rows, head]
 
@@ -45,15 +45,24 @@ def to_standard_ops(graph: Graph, packed: tuple[int, ...] = (4, 8)) -> None:
         listed = "; ".join(f"{op} (first at {at})" for op, at in strange.items())
         advice = " Mixture-of-experts backbones run on the onnxruntime runtimes only." if _has_experts(strange) else ""
         raise ExportError(f"graph '{graph.name}' cannot become an engine yet: no standard form of {listed}.{advice}")
-    _drop_casts(r)
+    _drop_folded(r)
     r.finish()
     graph.opsets = {"": graph.opsets[""]}
 
 
-def _drop_casts(r: Rewriter) -> None:
-    """Casts of scales that were folded into their matrices."""
-    read = {name for node in r.nodes for name in node.input} | set(r.graph.outputs)
-    r.nodes = [n for n in r.nodes if n.op_type != "Cast" or n.output[0] in read]
+def _drop_folded(r: Rewriter) -> None:
+    """Nodes that make something of weights alone and that nobody reads any more: casts of scales, a kernel's."""
+    constant: set[str] = set(r.graph.weights)
+    for node in r.nodes:
+        if all(name in constant for name in node.input):
+            constant.update(node.output)
+    read = set(r.graph.outputs) | set(r.graph.inner.inputs if r.graph.inner else ())
+    kept = []
+    for node in reversed(r.nodes):
+        if not constant.issuperset(node.output) or read & set(node.output):
+            kept.append(node)
+            read.update(node.input)
+    r.nodes = kept[::-1]
 
 
 def _has_experts(ops: dict[str, str]) -> bool:
@@ -174,6 +183,7 @@ _SIMPLE: dict[str, Callable[[Rewriter, onnx.NodeProto], Any]] = {
     "MultiHeadAttention": _multi_head_attention,
     "ArgMax": _arg_max,
     "Range": _range,
+    "Conv": convolution,
     "MatMulNBits": matmul_nbits,
     "GatherBlockQuantized": gather_block_quantized,
 }

@@ -21,7 +21,7 @@ ROTARY_ALIGN = 16  # and that of the rotary embedding inside it
 @dataclass(frozen=True)
 class Tensors:
     """Weights by checkpoint name, each a promise: `shapes` says what they will be, `read` makes one, `policy` how
-    linear layers and tables are stored."""
+    linear layers, tables and convolutions are stored."""
 
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Array]

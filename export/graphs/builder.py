@@ -109,7 +109,7 @@ class GraphBuilder:
     Args:
         name: of the graph, and the first part of every node's address.
         data: stem of the external data file; graphs that name the same one are written together and share weights.
-        policy: how linear layers and tables are stored; float32 without one.
+        policy: how linear layers, tables and convolutions are stored; float32 without one.
     """
 
     def __init__(self, name: str, *, data: str = "", policy: Policy | None = None) -> None:
@@ -250,7 +250,7 @@ class GraphBuilder:
 
     @property
     def precision(self) -> str:
-        """The narrowest kind of number among the linear layers and tables."""
+        """The narrowest kind of number among the linear layers, tables and convolutions."""
         return max((scheme.kind for _, scheme in self.narrowed), key=KINDS.index, default="fp32")
 
     @property

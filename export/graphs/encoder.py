@@ -12,7 +12,7 @@ from edge_sdk.config import ModelConfig
 from edge_sdk.export import fold
 from edge_sdk.export.graphs.blocks import Array, Tensors, layer_norm
 from edge_sdk.export.graphs.builder import MICROSOFT, GraphBuilder, Weight
-from edge_sdk.export.graphs.linear import linear
+from edge_sdk.export.graphs.linear import convolution_weight, linear
 from edge_sdk.export.weights import AUDIO_PROJECTION, CODEBOOK, ENCODER, GROUP_PROJECTION
 
 LAYER_NORM_EPS = 1e-5
@@ -60,8 +60,16 @@ def _convolutions(g: GraphBuilder, mel: str, model: ModelConfig, t: Tensors) -> 
     x = g.op("Unsqueeze", mel, g.ints(0))
     for name, stride in (("conv1", 1), ("conv2", 2)):
         with g.scope(name):
-            weight, bias = (g.weight(t.weight(f"{ENCODER}.{name}.{kind}")) for kind in ("weight", "bias"))
-            x = g.op("Conv", x, weight, bias, pads=[1, 1], strides=[stride], kernel_shape=[3])
+            weight, bias = (t.weight(f"{ENCODER}.{name}.{kind}") for kind in ("weight", "bias"))
+            x = g.op(
+                "Conv",
+                x,
+                convolution_weight(g, weight),
+                g.weight(bias),
+                pads=[1, 1],
+                strides=[stride],
+                kernel_shape=[3],
+            )
             x = g.op("Gelu", x)
     x = g.op("Transpose", g.op("Squeeze", x, g.ints(0)), perm=[1, 0])
     table = g.weight(Weight.of("encoder.positions", sinusoids(model.encoder.n_window, model.encoder.d_model)))

@@ -1,13 +1,15 @@
-"""Linear layers, tables and experts, each as the policy stores its weight: float32, float16, int8 or int4.
+"""Linear layers, tables, experts and convolutions, each as the policy stores its weight: float32, float16, int8, int4.
 
 A quantized weight NAME becomes `NAME.quantized` (uint8 [rows, row_bytes]) and `NAME.scales` (float16 [rows, blocks]);
 the ops want other shapes of the same bytes, which are aliases: a tied embedding lies in the file once. Scales, and
 matrices of float16, are cast to float32 in the graph: the CPU's kernels take no other, and ONNX Runtime folds such a
-cast when it opens the session.
+cast when it opens the session. So it does with the nodes that widen a convolution's bytes: no op multiplies with
+those, and it would run DequantizeLinear anew each time (docs/NOTES.md).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,6 +89,25 @@ def packed(g: GraphBuilder, weight: Weight, *, table: bool = False) -> list[str]
     else:
         values = stored.values("blocks", (rows, scheme.blocks(cols), scheme.block * scheme.bits // 8))
     return [g.weight(values), g.weight(stored.scales())]
+
+
+def convolution_weight(g: GraphBuilder, weight: Weight) -> str:
+    """The weight [O, ...] of a convolution -> float32 of that shape: what is stored may be float16, or int8 whose
+    blocks are cut from the O rows."""
+    scheme = g.policy.convolution(weight.name)
+    if not scheme.quantized:
+        return _dense(g, weight, scheme)
+    rows, cols = weight.shape[0], math.prod(weight.shape[1:])
+    matrix = Weight(weight.name, FLOAT, (rows, cols), lambda: weight.array().reshape(rows, cols))
+    stored = Quantized(g, matrix, scheme)
+    values = g.widened(stored.values("", (rows, scheme.blocks(cols), scheme.block)))
+    scales = g.op("Unsqueeze", g.widened(stored.scales()), g.ints(-1))
+    half = 1 << (scheme.bits - 1)
+    wide = g.op("Mul", g.op("Sub", values, g.scalar(float(half))), scales)
+    wide = g.op("Reshape", wide, g.ints(rows, -1))
+    if cols % scheme.block:  # the zero points that fill the last block
+        wide = g.op("Slice", wide, g.ints(0), g.ints(cols), g.ints(1))
+    return wide if weight.shape == (rows, cols) else g.op("Reshape", wide, g.ints(*weight.shape))
 
 
 def experts(g: GraphBuilder, x: str, router: str, first: Weight, second: Weight, **attributes: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from edge_sdk.export import fold_vocoder as fold
 from edge_sdk.export.graphs.blocks import Tensors
 from edge_sdk.export.graphs.builder import GraphBuilder, Weight
+from edge_sdk.export.graphs.linear import convolution_weight
 from edge_sdk.export.vocoder_weights import DIRECTION, GAIN
 
 _END = 2**31  # past the end of any axis
@@ -44,7 +45,7 @@ def convolution(
     return g.op(
         "Conv",
         x,
-        g.weight(weight),
+        convolution_weight(g, weight),
         g.weight(bias),
         kernel_shape=[weight.shape[2]],
         strides=[stride],

@@ -10,9 +10,9 @@ import numpy as np
 
 from edge_sdk.config import WaveformConfig
 from edge_sdk.export import fold_vocoder as fold
-from edge_sdk.export.graphs.blocks import Tensors
+from edge_sdk.export.graphs.blocks import Array, Tensors
 from edge_sdk.export.graphs.builder import GraphBuilder, Weight
-from edge_sdk.export.graphs.linear import linear
+from edge_sdk.export.graphs.linear import FLOAT, convolution_weight
 from edge_sdk.export.graphs.vocoder_blocks import (
     causal_convolution,
     convolution,
@@ -33,7 +33,7 @@ def build_f0(config: WaveformConfig, t: Tensors) -> GraphBuilder:
     In float64 as upstream: the phase integrates f0, so an error of a millihertz becomes audible as a difference.
     ONNX Runtime has no float64 convolution, so frames are set side by side and multiplied.
     """
-    g = GraphBuilder("f0")
+    g = GraphBuilder("f0", policy=t.policy)
     x = g.op("Cast", g.input("mel", "float32", ("frames", config.n_mels)), to=_FLOAT64)
     for i, name in enumerate(F0_CONVS):
         with g.scope(name.removeprefix("f0_predictor.")):
@@ -43,20 +43,29 @@ def build_f0(config: WaveformConfig, t: Tensors) -> GraphBuilder:
                     g, x, f"frame_cache.{name}", kernel - 1, shape=(kernel - 1, inputs), axis=0, dtype="float64"
                 )
             side_by_side = _shifted(g, x, kernel)
-            matrix = Weight(
-                f"fold/{name}.matrix",
-                np.dtype(np.float64),
-                (kernel * inputs, outputs),
-                lambda name=name: fold.shifted_matrix(read_normed(t, name, np.float64)),  # type: ignore[misc]
-            )
+            matrix = _f0_matrix(g, t, name, (kernel * inputs, outputs))
             bias = _float64(t, f"{name}.bias")
-            x = _elu(g, g.op("Add", g.op("MatMul", side_by_side, g.weight(matrix)), g.weight(bias)))
+            x = _elu(g, g.op("Add", g.op("MatMul", side_by_side, matrix), g.weight(bias)))
     with g.scope("classifier"):
         name = "f0_predictor.classifier"
         weight, bias = _float64(t, f"{name}.weight"), _float64(t, f"{name}.bias")
         hertz = g.op("Abs", g.op("Gemm", x, g.weight(weight), g.weight(bias), transB=1))
         g.output(g.op("Squeeze", hertz, g.ints(1)), "f0", "float64", ("new_frames",))
     return g
+
+
+def _f0_matrix(g: GraphBuilder, t: Tensors, name: str, shape: tuple[int, int]) -> str:
+    """A convolution's weight for frames set side by side, float64 [taps * inputs, outputs]. Stored as something less it
+    is [outputs, taps * inputs], so that a block of int8 is one output's."""
+
+    def matrix() -> Array:
+        return fold.shifted_matrix(read_normed(t, name, np.float64))
+
+    stored = f"fold/{name}.matrix"
+    if g.policy.convolution(stored).kind == "fp32":
+        return g.weight(Weight(stored, np.dtype(np.float64), shape, matrix))
+    rows = Weight(stored, FLOAT, shape[::-1], lambda: np.ascontiguousarray(matrix().T, np.float32))
+    return g.op("Transpose", g.op("Cast", convolution_weight(g, rows), to=_FLOAT64), perm=[1, 0])
 
 
 def _float64(t: Tensors, name: str) -> Weight:
@@ -89,13 +98,13 @@ def build_waveform(config: WaveformConfig, t: Tensors) -> GraphBuilder:
 
     A first call makes one STFT frame more than n times the upsampling: the signal's left edge.
     """
-    g = GraphBuilder("waveform")
+    g = GraphBuilder("waveform", policy=t.policy)
     mel = g.input("mel", "float32", ("mel_frames", config.n_mels))
     harmonics = g.input("harmonics", "float32", ("source_samples", config.harmonics + 1))
     trunk = _Trunk(g, config, t, g.input("first", "int64", (1,)))
     with g.scope("m_source"):
         name = "m_source.l_linear"
-        merged = linear(g, harmonics, t.weight(f"{name}.weight"), t.weight(f"{name}.bias"))
+        merged = g.op("Gemm", harmonics, *(g.weight(t.weight(f"{name}.{x}")) for x in ("weight", "bias")), transB=1)
         source = g.op("Reshape", g.op("Tanh", merged), g.ints(1, 1, -1))
     with g.scope("stft"):
         kernel = Weight.of("stft.kernel", fold.stft_kernel(config.stft_n_fft))

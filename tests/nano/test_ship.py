@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch", reason="the recipe needs PyTorch")
@@ -84,6 +85,23 @@ def test_a_bundle_is_kept_while_it_is_of_the_same_weights(work: Path) -> None:
     shutil.rmtree(work / "vocoder")
     with pytest.raises(Error, match="there is no vocoder"):
         bundles.make(work, "fp32", checkpoint)
+
+
+@pytest.mark.parametrize("kind", ["int8", "mixed", "int4"])
+def test_the_kinds_of_30_mb_keep_no_convolution_wide(work: Path, kind: str) -> None:
+    with edge_sdk.Bundle.open(bundles.make(work, kind, work / "start").path) as bundle:
+        for key, graph in bundle.manifest.graphs.items():
+            model = onnx.load_from_string(bytes(bundle.read(graph.file)))
+            assert not [t.name for t in model.graph.initializer if _is_wide_kernel(t)], key
+        assert bundle.manifest.graphs["f0"].precision == "fp16"
+        assert bundle.manifest.graphs["waveform"].precision == "int8"
+
+
+def _is_wide_kernel(tensor: Any) -> bool:
+    """A convolution's weight of a checkpoint or a fold of one; f0's are matrices of float64."""
+    wide = tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    kernel = tensor.name.endswith((".weight", ".phases")) and len(tensor.dims) == 3
+    return wide and (kernel or tensor.name.endswith(".matrix"))
 
 
 def test_what_a_checkpoint_says_already_stays(work: Path) -> None:

@@ -90,6 +90,23 @@ def test_a_narrow_flow_of_another_folder(tmp_path: Path) -> None:
     assert not any(line.ok for line in lines)
 
 
+def test_narrow_convolutions(tmp_path: Path) -> None:
+    """Of sizes that fill no block; another folder's differ in every stage of the waveform part."""
+    folders = [write_folder(tmp_path / name, Sizes(), seed) for name, seed in (("a", 1), ("b", 2))]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("rules: [{match: '*', scheme: int8, block: 32, of: convolutions}]")
+    with Bundle.open(narrow(folders[0], tmp_path / "x.bundle", recipe)) as bundle:
+        own, other = (compare_vocoder(bundle, folder)[-4:] for folder in folders)
+        lines = [compare_vocoder_weights(bundle, folder) for folder in folders]
+    assert [(s.name, s.against) for s in own] == [
+        (name, against) for against in ("same", "fp32") for name in ("waveform: f0 [Hz]", "waveform: samples")
+    ]
+    assert all(s.ok for s in own)
+    assert not any(s.ok for s in other if s.against == "same")
+    assert all(line.ok for line in lines[0])
+    assert not any(line.ok for line in lines[1])
+
+
 def test_other_sizes(tiny_bundle: Bundle, tmp_path: Path) -> None:
     other = write_folder(tmp_path / "other", Sizes(), seed=0)
     with pytest.raises(ExportError, match="was not made from"):

@@ -34,14 +34,17 @@ NOISE_FRAMES = 1500  # 30 s, then the vocoder's caches restart: all 15,000 colum
 PAGE = 4096  # most weights are of some hundred KB: 64 KiB borders would be a tenth of the file
 _HERE = Path(__file__).parent
 _SMALL = ExportOptions(name=NAME, notes=(NOTE,), noise_frames=NOISE_FRAMES, page=PAGE, one_file=True, overwrite=True)
-_FLOW = str(_HERE / "flow.json")  # the flow's small layers, which the SDK's recipes leave in fp32
+# What the SDK's recipes leave wide: the flow's small layers, and all convolutions. Two kinds of these are float16: the
+# one that makes the spectrum, whose logarithms an error is heard in, and f0's, whose errors the phase adds up
+# (docs/NOTES.md).
+_SMALL_PARTS = str(_HERE / "small.json")
 KINDS: Mapping[str, ExportOptions] = MappingProxyType(
     {
         "fp32": _SMALL,
-        "int8": dataclasses.replace(_SMALL, precision="int8", recipe=_FLOW),
+        "int8": dataclasses.replace(_SMALL, precision="int8", recipe=_SMALL_PARTS),
         # int8 but for the backbone's feed-forward layers, which are int4 in blocks of 32: what 30 MB have room for
         "mixed": dataclasses.replace(_SMALL, precision="int8", recipe=str(_HERE / "mixed.json")),
-        "int4": dataclasses.replace(_SMALL, precision="int4", recipe=_FLOW),
+        "int4": dataclasses.replace(_SMALL, precision="int4", recipe=_SMALL_PARTS),
     }
 )
 _PARTS = {  # beginnings of the tensors' names

@@ -86,7 +86,11 @@ def _file(kind: str, made: Score) -> str:
         f"of the vocoder's `{made['made_of']['vocoder']}`.",
     ]
     rules = options["recipe"]["rules"] if options["recipe"] else []
-    told = [f"`{r['match']}` {r['scheme']}" + (f" in blocks of {r['block']}" if "block" in r else "") for r in rules]
+    told = [
+        f"`{r['match']}`{' of the ' + r['of'] if 'of' in r else ''} {r['scheme']}"
+        f"{' in blocks of {}'.format(r['block']) if 'block' in r else ''}"
+        for r in rules
+    ]
     return "\n".join(lines + ([f"Rules before the precision's own: {'; '.join(told)}."] if told else []))
 
 
