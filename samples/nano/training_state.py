@@ -1,4 +1,4 @@
-"""A training run on the disk: weights and the optimizers' state in safetensors parts of at most 16 MB, and one JSON file.
+"""A training run on the disk: weights and optimizers' state in safetensors parts of at most 16 MB, and one JSON file.
 
 `state.json` is replaced last and in one step, so a run that is killed at any moment leaves the last whole save.
 """
@@ -69,7 +69,9 @@ def save(folder: Path, step: int, model: nn.Module, optimizers: Optimizers, run:
 def restore(
     folder: Path, model: nn.Module, optimizers: Optimizers | None = None, run: Mapping[str, Any] | None = None
 ) -> int | None:
-    """Put what was saved into the model, and into the optimizers if they are given. Returns the step, None without a save.
+    """Put what was saved into the model, and into the optimizers if they are given.
+
+    Returns the step, None without a save.
 
     Raises:
         Error: it is damaged, or of another model or run.

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 from edge_sdk.errors import Error  # noqa: E402
 from edge_sdk.tensorfile import TensorFile  # noqa: E402
 from samples.nano import training_log, training_state  # noqa: E402
+from samples.nano.optimizers import make_optimizers  # noqa: E402
 from samples.nano.settings import Schedule  # noqa: E402
 from samples.nano.training import learning_rate, train  # noqa: E402
 from samples.nano.training_data import numbers, order  # noqa: E402
@@ -137,7 +138,7 @@ def test_long_gradients_are_shortened(tmp_path: Path) -> None:
         return 1e6 * squared(model, batch)[0]
 
     schedule = dataclasses.replace(SCHEDULE, clip_norm=0.5)
-    model, optimizer = net(), None
+    model = net()
     run(tmp_path, model, schedule=schedule, loss=steep, stop_at=1)
     optimizers = make_optimizers(model, schedule)
     training_state.restore(tmp_path, model, optimizers)
