@@ -107,6 +107,37 @@ def test_a_head_that_sees_the_whole_prompt_is_unchanged(loaded: Loaded) -> None:
         assert int(nothing.ids[row, 0]) == int(batch.ids[row, first])
 
 
+def test_some_steps_see_the_whole_prompt(loaded: Loaded) -> None:
+    """Drawn by torch's random numbers, so a step is told by its seed."""
+    corpus, model = corpus_of(loaded), loaded.model
+    batch = speech_batches(corpus, 3, 1)(0)
+    found = {}
+    with torch.no_grad():
+        for share in (0.0, 0.5, 1.0):
+            found[share] = []
+            for seed in range(8):
+                torch.manual_seed(seed)
+                found[share].append(float(cross_entropy(model, batch, head_context=0, head_whole_share=share)[0]))
+        near, whole = found[0.0][0], float(cross_entropy(model, batch)[0])
+    assert near != whole
+    assert found[0.0] == [near] * 8 and found[1.0] == [whole] * 8
+    assert set(found[0.5]) == {near, whole}
+
+
+def test_a_question_begun_later(loaded: Loaded) -> None:
+    """Higher takes are the same users, other rows of an encoded clip make a group; a mel stays as it is."""
+    corpus = corpus_of(loaded)
+    text = hear_items(corpus)[0].turn.text
+    assert corpus.mel(text, 0) is corpus.mel(text, corpus.sounds.takes)  # type: ignore[union-attr]
+    rows = np.arange(23.0, dtype=np.float16)[:, None]
+    corpus.mels[text, 0] = Heard(np.empty((0, 0), np.float32), 5, rows)
+    for later in range(7):
+        heard = corpus.mel(text, later * corpus.sounds.takes)  # type: ignore[union-attr]
+        assert heard is not None and heard.encoded is not None
+        assert heard.encoded[0, 0] == later % 5 and len(heard.encoded) == 23 - later % 5
+        assert heard.placeholders == -(-len(heard.encoded) // 5)
+
+
 def test_history_counts_from_its_second_id(loaded: Loaded) -> None:
     corpus = corpus_of(loaded, Layout(history_weight=0.5))
     item = next(i for i in corpus.items if i.number >= 3 and i.dialogue.turns[1].text)

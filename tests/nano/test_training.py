@@ -159,6 +159,60 @@ def test_norms_and_biases_do_not_decay() -> None:
         make_optimizers(net().requires_grad_(False), SCHEDULE)
 
 
+class Layered(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """What Muon moves, two matrices inside layers, and what it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(6, 8)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+        self.last = torch.nn.Linear(8, 1)
+
+    def forward(self, x: Any) -> Any:
+        x = self.first(x)
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return self.last(x)
+
+
+MUON = dataclasses.replace(SCHEDULE, muon=True)
+
+
+def layered(seed: int = 1) -> Layered:
+    torch.manual_seed(seed)
+    return Layered()
+
+
+def test_muon_moves_the_layers_matrices() -> None:
+    """Its steps are nearly orthogonal, of the schedule's rate times its own."""
+    model = layered()
+    names = {id(p): n for n, p in model.named_parameters()}
+    adamw, muon = make_optimizers(model, MUON).parts
+    assert [names[id(p)] for g in muon.param_groups for p in g["params"]] == ["layers.0.weight", "layers.1.weight"]
+    assert len([p for g in adamw.param_groups for p in g["params"]]) == len(names) - 2
+    optimizers = make_optimizers(model, MUON)
+    optimizers.set_learning_rate(0.5)
+    assert {g["lr"] for part in optimizers.parts for g in part.param_groups} == {0.5, 0.5 * MUON.muon_rate}
+    assert len(make_optimizers(model, SCHEDULE).parts) == 1
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, MUON], ids=["adamw", "muon"])
+def test_both_learn_and_are_taken_up(tmp_path: Path, schedule: Schedule) -> None:
+    whole, done = run(tmp_path / "whole", layered(), schedule=schedule, loss=of_layers, log_every=5)
+    lines = log(tmp_path / "whole")
+    assert done.finished and lines[-1]["loss"] < lines[0]["loss"] / 2
+    run(tmp_path / "parts", layered(), schedule=schedule, loss=of_layers, stop_at=13)
+    parts, _ = run(tmp_path / "parts", layered(7), schedule=schedule, loss=of_layers)
+    assert state(parts) == state(whole)
+    other = SCHEDULE if schedule is MUON else MUON
+    with pytest.raises(Error, match="muon"):
+        run(tmp_path / "parts", layered(), schedule=other, loss=of_layers)
+
+
+def of_layers(model: Any, batch: Any) -> Any:
+    return ((model(batch["x"]) - batch["y"][0]) ** 2).mean()
+
+
 def test_numbers_that_only_some_steps_have(tmp_path: Path) -> None:
     """Their mean is over the steps that had them."""
 

@@ -1,0 +1,112 @@
+"""The head that copies, laid into fresh weights: it looks where it should, and a few steps of training make it copy."""
+
+# ruff: noqa: E402  (what may not be installed is asked for before what needs it)
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the recipe needs PyTorch")
+
+from edge_sdk.config import TransformerConfig
+from samples.nano.model import induction, layers
+from samples.nano.model.language import TextBackbone
+
+BACKBONE = TransformerConfig(
+    hidden_size=128,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_size=128,
+    rms_norm_eps=1e-6,
+    rope_theta=1e5,
+)
+WORDS, LENGTH = 300, 12
+
+
+class Text(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """A backbone whose embedding is its text head, which is all that a copy needs."""
+
+    def __init__(self, *, laid: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.model = TextBackbone(Config())  # type: ignore[arg-type]
+        for p in self.model.parameters():
+            if p.dim() == 2:
+                torch.nn.init.normal_(p, std=p.shape[1] ** -0.5)
+        if laid:
+            induction.lay(self.model, BACKBONE, seed=1)
+
+    def forward(self, ids: Any) -> Any:
+        return self.model(self.model.embed_tokens(ids)) @ self.model.embed_tokens.weight.T
+
+
+class Config:
+    backbone = BACKBONE
+    text_ids = type("TextIds", (), {"vocab_size": WORDS})
+
+
+def twice(count: int, seed: int) -> Any:
+    """Ids drawn at random, and the same again: int64 [count, 2 * LENGTH]."""
+    torch.manual_seed(seed)
+    ids = torch.randint(WORDS, (count, LENGTH))
+    return torch.cat([ids, ids], dim=1)
+
+
+def copied(model: Text, ids: Any) -> tuple[Any, float]:
+    """(cross entropy, share right) of the second time's ids but the first."""
+    logits, targets = model(ids)[:, LENGTH:-1], ids[:, LENGTH + 1 :]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return loss, float((logits.argmax(-1) == targets).float().mean())
+
+
+def learnt(*, laid: bool, steps: int = 60) -> float:
+    model = Text(laid=laid)
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
+    for step in range(steps):
+        loss, _ = copied(model, twice(32, 100 + step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return copied(model.eval(), twice(64, 1))[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_it_looks_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer 0's first head at the row before, whatever stands there."""
+    seen: list[Any] = []
+    attend = layers.attend
+
+    def looked_at(q: Any, k: Any, v: Any) -> Any:
+        length = q.shape[2]
+        later = torch.full((length, length), float("-inf")).triu(1)
+        seen.append((q @ k.transpose(-1, -2) * q.shape[3] ** -0.5 + later).softmax(dim=-1))
+        return attend(q, k, v)
+
+    monkeypatch.setattr(layers, "attend", looked_at)
+    found = {}
+    for laid in (False, True):
+        seen.clear()
+        with torch.no_grad():
+            Text(laid=laid)(twice(32, 5))
+        found[laid] = float(torch.diagonal(seen[0][:, 0], -1, 1, 2)[:, 1:].mean())
+    assert found[False] < 0.2 and found[True] > 0.75  # measured: 0.10 and 0.87
+
+
+def test_it_copies_after_a_few_steps() -> None:
+    drawn, laid = learnt(laid=False), learnt(laid=True)
+    assert laid > 0.5 > 0.1 > drawn  # measured: 1.00 and 0.03
+
+
+def test_where_there_is_no_room() -> None:
+    assert induction.fits(BACKBONE)
+    for other in ({"num_layers": 1}, {"num_kv_heads": 1, "num_heads": 4}, {"hidden_size": 16}):
+        assert not induction.fits(dataclasses.replace(BACKBONE, **other))
