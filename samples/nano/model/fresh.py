@@ -23,7 +23,7 @@ from edge_sdk.export.random_checkpoint.specs import LanguageSpec
 from edge_sdk.export.random_checkpoint.tokenizer import write_speech_tokenizer
 from edge_sdk.export.random_checkpoint.writer import new_folder
 from edge_sdk.export.weights import language_weights
-from samples.nano.model import induction
+from samples.nano.model import forms, induction
 from samples.nano.model.checkpoint import Loaded, write_tensors
 from samples.nano.model.language import LanguageHalf
 from samples.nano.model.replies import settle
@@ -59,6 +59,8 @@ def write_fresh(
         loaded = draw(folder, seed)
         if whisper is not None:
             load_into(loaded.model.continuous_audio_tower, read_tensors(whisper))
+        if loaded.model.tied:
+            forms.make_alike(loaded.model.language_model.model.embed_tokens.weight, folder, spec.text_tokens)
         state = loaded.model.state_dict()
         write_tensors(folder, {name: state[name] for name in loaded.types})
 

@@ -1,14 +1,15 @@
-"""Arithmetic without tools, in numbers a small model can learn: two places, tables up to twelve."""
+"""Arithmetic through a tool, in numbers as they are asked aloud: two places, tables up to twelve."""
 
 from __future__ import annotations
 
 from random import Random
 
-from samples.nano.texts import numbers
-from samples.nano.texts.dialogues import Scene
+from samples.nano.texts import numbers, tools
+from samples.nano.texts.dialogues import Scene, Turn
 from samples.nano.texts.scenes.draw import Draw
 
 Sum = tuple[int, int]
+_NEEDS = ("calculate",)
 
 
 def operation(draw: Draw) -> Scene:
@@ -17,8 +18,10 @@ def operation(draw: Draw) -> Scene:
     return Scene(
         (
             draw.ask(act, (a, b), a=numbers.speak(a), b=numbers.speak(b)),
+            *_worked_out(draw, act, a, b, _value(act, a, b)),
             draw.say(act, [numbers.speak(_value(act, a, b))], **_said(a=a, b=b, c=_value(act, a, b))),
-        )
+        ),
+        needs=_NEEDS,
     )
 
 
@@ -28,8 +31,10 @@ def percent(draw: Draw) -> Scene:
     return Scene(
         (
             draw.ask("sums.percent", (share, whole), a=numbers.speak(share), b=numbers.speak(whole)),
+            *_worked_out(draw, "sums.percent", share, whole, value),
             draw.say("sums.percent", [f"is {numbers.speak(value)}"], **_said(a=share, b=whole, c=value)),
-        )
+        ),
+        needs=_NEEDS,
     )
 
 
@@ -44,9 +49,10 @@ def chain(draw: Draw) -> Scene:
         b = draw.random.randint(1, most)
         so_far = f"{so_far}, {b}"  # new as a whole, since it begins with values of our side
         turns.append(draw.ask(act, so_far, b=numbers.speak(b)))
-        value += -b if act.endswith("minus") else b
+        before, value = value, value + (-b if act.endswith("minus") else b)
+        turns += _worked_out(draw, act, before, b, value)
         turns.append(draw.say("sums.then", [numbers.speak(value)], c=numbers.speak(value)))
-    return Scene(tuple(turns))
+    return Scene(tuple(turns), needs=_NEEDS)
 
 
 def more(draw: Draw) -> Scene:
@@ -88,6 +94,12 @@ _OPERANDS = {"sums.plus": _two, "sums.minus": _difference, "sums.times": _table,
 
 def _value(act: str, a: int, b: int) -> int:
     return {"sums.plus": a + b, "sums.minus": a - b, "sums.times": a * b, "sums.over": a // b}[act]
+
+
+def _worked_out(draw: Draw, act: str, a: int, b: int, value: int) -> tuple[Turn, Turn]:
+    """The call and what comes back. `act` is "sums.plus" or "sums.then_plus"."""
+    operation = act.rpartition(".")[2].removeprefix("then_")
+    return draw.call(tools.call("calculate", a=a, operation=operation, b=b)), draw.result(tools.result(value=value))
 
 
 def _said(**values: int) -> dict[str, str]:

@@ -1,5 +1,5 @@
-"""Units converted and rounded as one would say it: whole from twenty on, one decimal below, "about" where it is not
-exact."""
+"""Units converted through a tool, rounded as one would say it: whole from twenty on, one decimal below, "about" where
+it is not exact. A model this small has no room for the tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from random import Random
 
-from samples.nano.texts import numbers
+from samples.nano.texts import numbers, tools
 from samples.nano.texts.dialogues import Scene, Turn
 from samples.nano.texts.scenes.draw import Draw
 
@@ -57,7 +57,7 @@ CONVERSIONS = (
 
 def convert(draw: Draw) -> Scene:
     which, amount = draw.values("units.convert", _amount)
-    return Scene(_asked(draw, "units.convert", which, amount))
+    return Scene(_asked(draw, "units.convert", which, amount), needs=("convert",))
 
 
 def two(draw: Draw) -> Scene:
@@ -65,7 +65,7 @@ def two(draw: Draw) -> Scene:
     which, amount = draw.values("units.convert", _amount)
     other = _of(CONVERSIONS[which], draw.random)
     then = _asked(draw, "units.then", which, other, (amount,))
-    return Scene((*_asked(draw, "units.convert", which, amount), *then))
+    return Scene((*_asked(draw, "units.convert", which, amount), *then), needs=("convert",))
 
 
 def _amount(random: Random) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def _of(conversion: Conversion, random: Random) -> int:
     return conversion.step * random.randint(1, conversion.most // conversion.step)
 
 
-def _asked(draw: Draw, act: str, which: int, amount: int, before: tuple[int, ...] = ()) -> tuple[Turn, Turn]:
+def _asked(draw: Draw, act: str, which: int, amount: int, before: tuple[int, ...] = ()) -> tuple[Turn, ...]:
     c = CONVERSIONS[which]
     value, exact = c.rounded(amount), c.exactly(amount)
     said = _quantity(Fraction(amount), c.unit)
@@ -85,7 +85,9 @@ def _asked(draw: Draw, act: str, which: int, amount: int, before: tuple[int, ...
     slots = {"amount": said, "are": "is" if amount == 1 else "are", "result": result}
     asked = {"amount": said} if act == "units.then" else {"amount": said, "to": _plural(c.to)}
     answer = draw.say("units.exact" if value == exact else "units.about", [result], **slots)
-    return draw.ask(act, (which, *before, amount), **asked), answer
+    call = draw.call(tools.call("convert", amount=amount, unit=_plural(c.unit), to=_plural(c.to)))
+    returned = draw.result(tools.result(amount=tools.number(value), exact=value == exact))
+    return draw.ask(act, (which, *before, amount), **asked), call, returned, answer
 
 
 def _quantity(value: Fraction, unit: str) -> str:

@@ -1,10 +1,11 @@
-"""The head that copies, laid into fresh weights: it looks where it should, and a few steps of training make it copy."""
+"""What fresh weights are given: a head that copies after a few steps, and words that begin alike in their forms."""
 
 # ruff: noqa: E402  (what may not be installed is asked for before what needs it)
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the recipe needs PyTorch")
 
 from edge_sdk.config import TransformerConfig
-from samples.nano.model import induction, layers
+from edge_sdk.export.random_checkpoint.tokenizer import write_text_tokenizer
+from samples.nano.model import forms, induction, layers
 from samples.nano.model.language import TextBackbone
+from samples.nano.settings import TINY
+from samples.nano.texts.train_tokenizer import read_tokenizer
 
 BACKBONE = TransformerConfig(
     hidden_size=128,
@@ -110,3 +114,21 @@ def test_where_there_is_no_room() -> None:
     assert induction.fits(BACKBONE)
     for other in ({"num_layers": 1}, {"num_kv_heads": 1, "num_heads": 4}, {"hidden_size": 16}):
         assert not induction.fits(dataclasses.replace(BACKBONE, **other))
+
+
+def test_words_begin_alike(tmp_path: Path) -> None:
+    """With and without the space before them, at the length they had; other words are left as they were drawn."""
+    spec = TINY.language_spec()
+    write_text_tokenizer(tmp_path, spec)
+    tokenizer = read_tokenizer(tmp_path)
+    found = forms.pairs(tokenizer, spec.text_tokens)
+    assert (tokenizer.encode_plain("you")[0], tokenizer.encode_plain(" you")[0]) in found
+    torch.manual_seed(1)
+    drawn = torch.randn(spec.vocab_size, 64)
+    rows = drawn.clone()
+    forms.make_alike(rows, tmp_path, spec.text_tokens)
+    plain, spaced = (torch.tensor(side) for side in zip(*found, strict=True))
+    assert torch.cosine_similarity(rows[plain], rows[spaced]).min() > 0.5
+    assert torch.allclose(rows.norm(dim=1), drawn.norm(dim=1))
+    others = [i for i in range(spec.vocab_size) if i not in set(plain.tolist())]
+    assert torch.equal(rows[others], drawn[others])
