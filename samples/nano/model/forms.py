@@ -26,8 +26,8 @@ def pairs(tokenizer: Tokenizer, count: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def make_alike(embedding: Tensor, tokenizer: Path, count: int) -> None:
-    """Change fresh rows of `embedding` [ids, width] in place: the row of the id without a space becomes half the other's,
-    at its own length.
+    """Change fresh rows of `embedding` [ids, width] in place: an id's without a space becomes half the other's, at its
+    own length.
 
     Args:
         tokenizer: the checkpoint's folder.
