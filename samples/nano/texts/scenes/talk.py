@@ -45,7 +45,7 @@ def again(draw: Draw) -> Scene:
     """The last answer once more."""
     before = draw.random.choice((sums.operation, units.convert, small))(draw)
     last = before.turns[-1]
-    return Scene((*before.turns, draw.ask("talk.again"), replace(last, facts=(last.text,))))
+    return replace(before, turns=(*before.turns, draw.ask("talk.again"), replace(last, facts=(last.text,))))
 
 
 def refused(draw: Draw) -> Scene:
