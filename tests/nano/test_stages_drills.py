@@ -6,7 +6,9 @@ of it changes what is computed."""
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,18 @@ pytest.importorskip("safetensors", reason="the recipe needs safetensors")
 from edge_sdk.errors import Error
 from edge_sdk.export.random_checkpoint.tokenizer import write_text_tokenizer
 from edge_sdk.prompt import SYSTEM_SPEECH, system_message
-from samples.nano.model.batch import collate, near_reply
+from samples.nano.model.batch import Sequence, collate, near_reply
 from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
 from samples.nano.stages import hear
 from samples.nano.stages.data import Corpus, Shares, speech_batches
-from samples.nano.stages.drills import HEAR, hear_items, read_items
+from samples.nano.stages.drills import FIGURES, HEAR, figures, hear_items, read_items
 from samples.nano.stages.examples import Heard, Prompter, history_weight
 from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import cross_entropy
 from samples.nano.texts.dialogues import dialogues
+from samples.nano.texts.numbers import canonical, clock, part_of_day
 from samples.nano.texts.tools import TOOLS
 from samples.nano.texts.train_tokenizer import TEMPLATE
 from tests import tolerances
@@ -213,3 +216,29 @@ def test_the_template_is_short_and_keeps_names() -> None:
         in lines
     )
     assert len(lines) == 2 + len(TOOLS) + 3 and len(made) < len(system) / 1.5
+
+
+def test_figures_and_words(loaded: Loaded) -> None:
+    """Both ways, and the same value whichever way."""
+    prompter, seen = corpus_of(loaded).prompter, set()
+    made = figures(prompter, 200, Random(1))
+    for sequence in made:
+        asked = prompter.tokenizer.decode(sequence.prompt_ids.tolist())
+        answer = prompter.tokenizer.decode(sequence.text_ids.tolist())
+        to_words = answer.startswith("It's ")
+        figure = json.loads(asked[asked.index("{") : asked.rindex("}") + 1] if to_words else answer)
+        ((name, value),) = figure.items()
+        seen.add((name, to_words))
+        words = answer if to_words else asked.split(FIGURES)[1]
+        if name == "time":
+            hour, minute = map(int, value.split(":"))
+            assert f"{clock(hour, minute)} {part_of_day(hour)}" in words.lower()
+        else:
+            assert f"{value:g}" in canonical(words)
+        assert sequence.groups is None and not sequence.mels
+    assert len(seen) == 10
+    assert decoded(made) == decoded(figures(prompter, 200, Random(1)))
+
+
+def decoded(made: list[Sequence]) -> list[list[int]]:
+    return [s.text_ids.tolist() for s in made]

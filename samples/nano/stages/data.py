@@ -186,7 +186,7 @@ class Shares:
     """What the steps of a run are made of. A step is of one kind, so that its sequences are of similar length.
 
     Args:
-        hear, read, copy: of the steps, those that are drills (see `drills`).
+        hear, read, copy, figures: of the steps, those that are drills (see `drills`).
         text: of the other steps' sequences, those that stay text alone.
         typed: of the spoken ones among them, those that answer text.
     """
@@ -194,6 +194,7 @@ class Shares:
     hear: float = 0.0
     read: float = 0.0
     copy: float = 0.0
+    figures: float = 0.0
     text: float = 0.0
     typed: float = 0.0
 
@@ -206,8 +207,9 @@ def speech_batches(
     hear: Sequence[Item] = (),
     read: Sequence[Item] = (),
     copies: Callable[[int, Random], list[batches.Sequence]] | None = None,
+    figures: Callable[[int, Random], list[batches.Sequence]] | None = None,
 ) -> Callable[[int], Batch]:
-    """Batches of spoken replies, and of the drills given. `copies` makes so many of them."""
+    """Batches of spoken replies, and of the drills given. `copies` and `figures` make so many of them."""
 
     def of_dialogues(random: Random) -> list[batches.Sequence]:
         made = []
@@ -230,6 +232,8 @@ def speech_batches(
             made = [corpus.spoken(item, typed=True) for item in draw(read, size, random)]
         elif copies is not None and kind < shares.hear + shares.read + shares.copy:
             made = copies(2 * size, random)
+        elif figures is not None and kind < shares.hear + shares.read + shares.copy + shares.figures:
+            made = figures(3 * size, random)
         else:
             made = of_dialogues(random)
         return batches.collate(made, corpus.prompter.model)

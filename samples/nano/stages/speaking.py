@@ -10,7 +10,7 @@ from samples.nano.arguments import share
 from samples.nano.stages import hear
 from samples.nano.stages import stage as stages
 from samples.nano.stages.data import Shares, speech_batches
-from samples.nano.stages.drills import copies, hear_items, read_items, words_of
+from samples.nano.stages.drills import copies, figures, hear_items, read_items, words_of
 from samples.nano.stages.loss import cross_entropy
 
 
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     parser.add_argument("--hear-share", type=share, default=0.0, help="of steps that write down what was said")
     parser.add_argument("--read-share", type=share, default=0.0, help="of steps that say what is written")
     parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
+    parser.add_argument("--figures-share", type=share, default=0.0, help="of steps of numbers in words and figures")
     parser.add_argument(
         "--head-context",
         type=int,
@@ -37,8 +38,15 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
     if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
         hear.use(corpus, options.work / hear.HEARD, loaded.model)
-    shares = Shares(options.hear_share, options.read_share, options.copy_share, options.text_share, options.typed_share)
-    if shares.hear + shares.read + shares.copy > 1:
+    shares = Shares(
+        options.hear_share,
+        options.read_share,
+        options.copy_share,
+        options.figures_share,
+        options.text_share,
+        options.typed_share,
+    )
+    if shares.hear + shares.read + shares.copy + shares.figures > 1:
         raise Error(f"the shares of drills are no more than 1 together; found {shares}")
     if options.head_context is not None and options.head_context < 0:
         raise Error(f"--head-context must be at least 0, found {options.head_context}")
@@ -50,6 +58,7 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         hear_items(corpus) if shares.hear else (),
         read_items(corpus) if shares.read else (),
         partial(copies, words_of(corpus)),
+        partial(figures, corpus.prompter),
     )
     loss = partial(
         cross_entropy,
