@@ -25,7 +25,7 @@ from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
 from samples.nano.stages import hear
-from samples.nano.stages.data import Corpus, Shares, speech_batches
+from samples.nano.stages.data import Corpus, Item, Shares, last_replies, speech_batches, text_batches
 from samples.nano.stages.drills import FIGURES, HEAR, figures, hear_items, read_items
 from samples.nano.stages.examples import Heard, Prompter, history_weight
 from samples.nano.stages.layout import Layout
@@ -50,7 +50,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 def corpus_of(loaded: Loaded, layout: Layout | None = None, longest: int | None = None) -> Corpus:
     sounds = SeededSounds(TINY.codec.codes, codes=30)
-    few = [d for d in dialogues(1, 60, "train") if not d.tools]
+    few = [d for d in dialogues(1, 200, "train") if not d.tools]
     return Corpus(Prompter(loaded.folder, loaded.config), few, sounds, layout or Layout(), longest)
 
 
@@ -242,3 +242,21 @@ def test_figures_and_words(loaded: Loaded) -> None:
 
 def decoded(made: list[Sequence]) -> list[list[int]]:
     return [s.text_ids.tolist() for s in made]
+
+
+def test_each_dialogue_once_with_all_its_replies(loaded: Loaded) -> None:
+    """What counts beside the last reply is what the earlier turns say when each is asked for alone, in text."""
+    corpus = corpus_of(loaded)
+    found = last_replies(corpus.items)
+    assert sorted(i.dialogue.id for i in found) == sorted({i.dialogue.id for i in corpus.items})
+    assert all(i.number == max(o.number for o in corpus.items if o.dialogue.id == i.dialogue.id) for i in found)
+    item = max(found, key=lambda i: sum(t.role == "assistant" for t in i.dialogue.turns))
+    once = corpus.written(item, 0.1, 1.0)
+    assert once.prompt_weight is not None and set(once.prompt_weight.tolist()) == {np.float32(0.1), 1.0}
+    counted = once.prompt_ids[1:][once.prompt_weight == 1.0].tolist()
+    before = [n for n, turn in enumerate(item.dialogue.turns[: item.number]) if turn.role == "assistant"]
+    assert len(before) > 1
+    alone = [corpus.written(Item(item.dialogue, n), 0.1).text_ids.tolist() for n in before]
+    assert counted == [i for ids in alone for i in ids]
+    batch = text_batches(corpus, 4, 1, 0.1, replies_weight=1.0, items=found)(0)
+    assert set(batch.text_weight.unique().tolist()) == {0.0, np.float32(0.1), 1.0}

@@ -19,6 +19,7 @@ from samples.nano.stages.layout import Layout
 from samples.nano.texts.dialogues import Dialogue, Turn
 
 MOST_TAKES = 1 << 16
+Drill = Callable[[int, Random], list[batches.Sequence]]  # so many sequences
 NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of similar length
 
 
@@ -129,8 +130,20 @@ class Corpus:
         """Questions in sound, the reply in text alone."""
         return written(self.prompter, item.dialogue, item.number, self.heard(item, take), prompt_weight=0.0)
 
-    def written(self, item: Item, prompt_weight: float) -> batches.Sequence:
-        return written(self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight)
+    def written(self, item: Item, prompt_weight: float, replies_weight: float = 0.0) -> batches.Sequence:
+        return written(
+            self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight, replies_weight=replies_weight
+        )
+
+
+def last_replies(items: Sequence[Item]) -> list[Item]:
+    """Of each dialogue the last of its replies that are there: its prompt has the others."""
+    found: dict[str, Item] = {}
+    for item in items:
+        before = found.get(item.dialogue.id)
+        if before is None or item.number > before.number:
+            found[item.dialogue.id] = item
+    return sorted(found.values(), key=lambda item: item.size)
 
 
 def with_reply(dialogue: Dialogue, number: int, turn: Turn) -> Dialogue:
@@ -164,17 +177,31 @@ def text_batches(
     stories: Sequence[batches.Sequence] = (),
     story_share: float = 0.0,
     copy_share: float = 0.0,
-    copies: Callable[[int, Random], list[batches.Sequence]] | None = None,
+    copies: Drill | None = None,
+    figures_share: float = 0.0,
+    figures: Drill | None = None,
+    replies_weight: float = 0.0,
+    items: Sequence[Item] | None = None,
 ) -> Callable[[int], Batch]:
-    """Batches of replies in text alone, of running text, and steps of copies, by step."""
+    """Batches of replies in text alone, of running text, and steps of copies and figures, by step.
+
+    Args:
+        replies_weight: of earlier replies in a prompt.
+        items: those that are drawn from; all of the corpus if None.
+    """
 
     def at(step: int) -> Batch:
         random = Random(f"{seed}/text/{step}")
-        if copies is not None and copy_share and random.random() < copy_share:
+        kind = random.random() if copy_share or figures_share else 1.0
+        if copies is not None and kind < copy_share:
             return batches.collate(copies(2 * size, random), corpus.prompter.model)
+        if figures is not None and copy_share <= kind < copy_share + figures_share:
+            return batches.collate(figures(3 * size, random), corpus.prompter.model)
         made = [
-            random.choice(stories) if stories and random.random() < story_share else corpus.written(item, prompt_weight)
-            for item in draw(corpus.items, size, random)
+            random.choice(stories)
+            if stories and random.random() < story_share
+            else corpus.written(item, prompt_weight, replies_weight)
+            for item in draw(corpus.items if items is None else items, size, random)
         ]
         return batches.collate(made, corpus.prompter.model)
 
@@ -206,8 +233,8 @@ def speech_batches(
     shares: Shares = Shares(),
     hear: Sequence[Item] = (),
     read: Sequence[Item] = (),
-    copies: Callable[[int, Random], list[batches.Sequence]] | None = None,
-    figures: Callable[[int, Random], list[batches.Sequence]] | None = None,
+    copies: Drill | None = None,
+    figures: Drill | None = None,
 ) -> Callable[[int], Batch]:
     """Batches of spoken replies, and of the drills given. `copies` and `figures` make so many of them."""
 

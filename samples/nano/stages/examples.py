@@ -109,20 +109,31 @@ def system_words(system: str | None, speech: bool) -> str:
 
 
 def written(
-    prompter: Prompter, dialogue: Dialogue, turn: int, heard: Mapping[int, Heard] | None = None, *, prompt_weight: float
+    prompter: Prompter,
+    dialogue: Dialogue,
+    turn: int,
+    heard: Mapping[int, Heard] | None = None,
+    *,
+    prompt_weight: float,
+    replies_weight: float = 0.0,
 ) -> Sequence:
     """A reply in text alone.
 
     Args:
         prompt_weight: share of the prompt's own ids in the loss: a backbone from nothing learns the language from them.
+        replies_weight: of the earlier replies in the prompt, where that is more.
     """
     found = heard or {}
     ids = prompter.prompt(dialogue, turn, found, speech=False)
     said, calls = prompter.reply_ids(dialogue.turns[turn])
+    weight = np.full(len(ids) - 1, prompt_weight, np.float32)
+    if replies_weight > prompt_weight:
+        # In text alone they were generated as they stand there, from their first id on.
+        weight = np.maximum(weight, earlier_replies(ids, prompter.model, 0) * replies_weight)
     return Sequence(
         prompt_ids=ids,
         text_ids=np.concatenate([said, calls, [prompter.model.text_ids.eos[0]]]).astype(np.int64),
-        prompt_weight=np.full(len(ids) - 1, prompt_weight, np.float32),
+        prompt_weight=weight,
         **clips(found),
     )
 
@@ -162,8 +173,11 @@ def spoken(
 def history_weight(prompt: Array, model: ModelConfig, weight: float) -> Array | None:
     """float32 [P - 1]: `weight` for what earlier replies of the prompt say, from their second id to their end; None if
     it is 0. Their first id does not count: a reply that is being spoken begins with audio_bos there."""
-    if not weight:
-        return None
+    return earlier_replies(prompt, model, 1) * np.float32(weight) if weight else None
+
+
+def earlier_replies(prompt: Array, model: ModelConfig, first: int) -> Array:
+    """float32 [P - 1]: 1 where the next id is of an earlier reply, from its id number `first` to its end, else 0."""
     # A prompt begins with the id that begins every message, and ends with what stands before a reply.
     start = int(np.flatnonzero(prompt == prompt[0])[-1])
     header = prompt[start:]
@@ -172,10 +186,10 @@ def history_weight(prompt: Array, model: ModelConfig, weight: float) -> Array | 
     for at in range(len(prompt)):
         if inside is None and at < start and np.array_equal(prompt[at : at + len(header)], header):
             inside = at + len(header)
-        elif inside is not None and at > inside:
-            out[at - 1] = weight  # position at - 1 predicts id at
-            if prompt[at] == model.text_ids.eos[0]:
-                inside = None
+        elif inside is not None and at >= inside + first:
+            out[at - 1] = 1.0  # position at - 1 predicts id at
+        if inside is not None and at >= inside and prompt[at] == model.text_ids.eos[0]:
+            inside = None
     return out
 
 

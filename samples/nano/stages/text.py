@@ -8,8 +8,8 @@ from functools import partial
 from samples.nano.arguments import share, weight
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
-from samples.nano.stages.data import story_sequences, text_batches
-from samples.nano.stages.drills import copies, words_of
+from samples.nano.stages.data import last_replies, story_sequences, text_batches
+from samples.nano.stages.drills import copies, figures, words_of
 from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import text_cross_entropy
 
@@ -29,6 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stages.add_arguments(parser, STAGE)
     parser.add_argument("--prompt-weight", type=weight, default=0.3, help="of the prompts' own ids in the loss")
     parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
+    parser.add_argument("--figures-share", type=share, default=0.0, help="of steps of numbers in words and figures")
+    parser.add_argument(
+        "--replies-weight",
+        type=weight,
+        default=0.0,
+        help="of earlier replies in a prompt; with it, each dialogue is taken once, to its last reply",
+    )
     parser.add_argument("--story-share", type=share, default=0.2, help="of sequences that are running text")
 
 
@@ -46,5 +53,9 @@ def run(options: argparse.Namespace) -> int:
         story_share=options.story_share,
         copy_share=options.copy_share,
         copies=partial(copies, words_of(corpus)),
+        figures_share=options.figures_share,
+        figures=partial(figures, corpus.prompter),
+        replies_weight=options.replies_weight,
+        items=last_replies(corpus.items) if options.replies_weight else None,
     )
     return stages.train(options, STAGE, loaded, batches, text_cross_entropy)
