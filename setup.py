@@ -70,7 +70,9 @@ class BuildNative(build_ext):
         return []
 
     def get_source_files(self):
-        return [str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()]
+        """For a source distribution: the core, and the script that finds headers, without which none is built."""
+        own = [p for p in (ROOT / "csrc").rglob("*") if p.is_file()]
+        return [str(p.relative_to(ROOT)) for p in (*own, ROOT / ".ci" / "onnxruntime_headers")]
 
 
 setup(
