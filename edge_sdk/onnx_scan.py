@@ -16,7 +16,7 @@ from edge_sdk.errors import BundleError
 
 # What a file may define as functions in plain ops: our own ops, which a runtime without our library reads so.
 FUNCTIONS = frozenset({"edge_sdk::GroupTokens"})
-# Weights lie in files of their own: the package's bundle, of two layers, has graphs of up to 171 KB, 674 nodes and
+# Weights lie in files of their own: the tests' random bundle, of two layers, has graphs of up to 171 KB, 674 nodes and
 # 9,300 fields. 65,000 plain nodes onnxruntime opened in 4 s and 0.4 GB.
 MAX_BYTES = 16 << 20
 MAX_NODES = 1 << 16

@@ -36,6 +36,7 @@ from edge_sdk.assistant_events import (
 from edge_sdk.chat import Chat
 from edge_sdk.generation import GenerationConfig
 from tests import speech
+from tests.bundles import RANDOM
 from tests.forced import make_spoken_answers
 from tests.room import Room
 from tests.simulated import Conversation
@@ -162,7 +163,7 @@ def _live(life: Life, session: Path, limit_s: float) -> None:
     again = session.exists()
     with (
         pytest.MonkeyPatch.context() as patch,
-        Chat.restore(None, session, **options) if again else Chat(**options) as chat,
+        Chat.restore(RANDOM, session, **options) if again else Chat(RANDOM, **options) as chat,
     ):
         if again:
             life.report.faults["program ends"] += 1

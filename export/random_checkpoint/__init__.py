@@ -1,4 +1,4 @@
-"""Seeded random checkpoints of exactly this model family: for tests, the default bundle, and full-size export trials.
+"""Seeded random checkpoints of exactly this model family: for tests, their random bundle, and full-size export trials.
 
 NumPy and tokenizers only. Bytes are told by (spec, seed) alone; see `draws`.
 """

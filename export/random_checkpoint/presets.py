@@ -92,7 +92,7 @@ _COSYVOICE3 = VocoderSpec(
 
 PRESETS: Mapping[str, Preset] = {
     "tiny": Preset("the test fixtures' sizes, with the real codebook: 7 MB", _TINY, _TINY_VOCODER),
-    "demo": Preset("the default bundle's: small enough to ship, with a codebook of 1024", _DEMO, _DEMO_VOCODER),
+    "demo": Preset("the tests' random bundle's: with a vocoder and a codebook of 1024 in 3 MB", _DEMO, _DEMO_VOCODER),
     "8b": Preset("Fun-Audio-Chat-8B's sizes: 18.8 GB in bfloat16, 37.7 GB in float32", language=_8B),
     "cosyvoice3": Preset("Fun-CosyVoice3-0.5B's flow and waveform part: 1.4 GB", vocoder=_COSYVOICE3),
 }

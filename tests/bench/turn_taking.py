@@ -2,9 +2,9 @@
 
     python -m tests.bench.turn_taking [--minutes 3] [--clips tuned "held out"] [--json]
 
-The assistant, its voice activity, its endpointing, its guard, the echo canceller and the default bundle are the real
-ones; the user is recordings that ask, pause inside sentences and talk over every second answer; the answers' sound is
-replaced by recorded speech, since a random bundle's is noise. The room's clock waits for the model. Over real devices:
+The assistant, its voice activity, its endpointing, its guard and the echo canceller are the real ones; the model is the
+tests' random bundle, whose answers' noise recorded speech takes the place of; the user is recordings that ask, pause
+inside sentences and talk over every second answer. The room's clock waits for the model. Over real devices:
 `tests.bench.turn_taking_live`.
 """
 
@@ -19,6 +19,7 @@ from edge_sdk.chat import Chat
 from edge_sdk.commands.output import print_table
 from edge_sdk.generation import GenerationConfig
 from tests.bench.scripted_user import ANSWER, CASTS, HEADER, Counts, Script, judge, row
+from tests.bundles import RANDOM
 from tests.forced import make_spoken_answers
 from tests.room import Room
 from tests.simulated import Conversation
@@ -28,7 +29,7 @@ def measure(cast: str, minutes: float, snr_db: float | None, speaker_db: float |
     script = Script(CASTS[cast])
     room = Room(snr_db=snr_db, speaker_db=speaker_db, seed=seed, shape=script.cast.room)
     config = GenerationConfig(seed=seed, max_new_tokens=60)
-    with pytest.MonkeyPatch.context() as patch, Chat(generation=config) as chat:
+    with pytest.MonkeyPatch.context() as patch, Chat(RANDOM, generation=config) as chat:
         make_spoken_answers(patch, chat, [ANSWER] * 1000)
         conversation = Conversation(chat, room, script, limit_s=60 * minutes, voiced=True).run()
     room.close()

@@ -32,6 +32,7 @@ from edge_sdk.generation import GenerationConfig
 from edge_sdk.sound_card import SoundCard
 from tests.bench.scripted_user import ANSWER, CASTS, HEADER, Counts, Script, judge, row
 from tests.bench.turn_taking import add_conditions
+from tests.bundles import RANDOM
 from tests.forced import make_spoken_answers
 from tests.pulse import Pulse, missing, pulse_server
 from tests.room import REPLY_DB, USER_DB, Shape, at_the_microphone, path
@@ -127,7 +128,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        chat = stack.enter_context(Chat(generation=config))
+        chat = stack.enter_context(Chat(RANDOM, generation=config))
         make_spoken_answers(patch, chat, [ANSWER] * 1000)
         if speaker_db is not None:
             stack.enter_context(pulse.echo(ECHO_DELAY_MS, USER_DB + speaker_db - REPLY_DB))

@@ -1,4 +1,4 @@
-"""Fifty who are there and four who talk, at once, on the bundle in the package; and what is left when they are gone.
+"""Fifty who are there and four who talk, at once, on the tests' random bundle; and what is left when they are gone.
 
 The server is another process: what it holds is its own.
 """
