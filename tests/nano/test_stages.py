@@ -116,6 +116,18 @@ def test_a_stage_goes_on_where_it_was(work: Path, monkeypatch: pytest.MonkeyPatc
         (work / "cocktail1b.training").rename(work / "cocktail1.training")
 
 
+def test_every_drill_and_muon(work: Path) -> None:
+    """A few steps of each kind; shares that are all of the steps leave nothing else."""
+    command(work, "start")
+    few = ["--steps", "6", "--batch", "2", "--muon"]
+    command(work, "text", *few, "--figures-share", "0.4", "--copy-share", "0.3", "--replies-weight", "1")
+    command(work, "prealign", *few, "--hear-share", "0.5", "--read-share", "0.5", "--head-context", "2")
+    drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-whole-share", "0.5"]
+    command(work, "cocktail1", *few, *drills)
+    for stage in ("text", "prealign", "cocktail1"):
+        assert all(line["loss"] > 0 for line in log(work, stage)), stage
+
+
 def refused(work: Path, says: str, *given: str) -> None:
     """One line, exit status 1."""
     said = io.StringIO()
@@ -131,6 +143,11 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(work, "lacks tokenizer.json", "start", "--tokenizer", str(work))
     missing = "does not fit config.json" if is_installed(WHISPER_TINY_EN) else f"{WHISPER_TINY_EN[0]} is missing"
     refused(work, missing, "start", "--encoder", "whisper")
+    shares = "shares of drills are no more than 1 together"
+    refused(work, shares, "text", "--copy-share", "0.6", "--figures-share", "0.6")
+    refused(work, shares, "cocktail1", "--hear-share", "0.6", "--figures-share", "0.6")
+    refused(work, "beside --head-context alone", "prealign", "--head-whole-share", "0.1")
+    refused(work, "--head-context must be at least 0", "cocktail2", "--head-context", "-1")
     command(work, "start")
     refused(work, "exists and is not an empty folder", "start")
     refused(work, "has none of the checkpoints", "evaluate")

@@ -34,10 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
 
 
 def run(options: argparse.Namespace, stage: stages.Stage) -> int:
-    loaded = stages.open_source(options, stage)
-    corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
-    if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
-        hear.use(corpus, options.work / hear.HEARD, loaded.model)
     shares = Shares(
         options.hear_share,
         options.read_share,
@@ -50,6 +46,12 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         raise Error(f"the shares of drills are no more than 1 together; found {shares}")
     if options.head_context is not None and options.head_context < 0:
         raise Error(f"--head-context must be at least 0, found {options.head_context}")
+    if options.head_whole_share and options.head_context is None:
+        raise Error("--head-whole-share means something beside --head-context alone: without it the head sees all")
+    loaded = stages.open_source(options, stage)
+    corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
+    if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
+        hear.use(corpus, options.work / hear.HEARD, loaded.model)
     batches = speech_batches(
         corpus,
         stages.batch_of(options, stage),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
+from edge_sdk.errors import Error
 from samples.nano.arguments import share, weight
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
@@ -40,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.copy_share + options.figures_share > 1:
+        raise Error(
+            f"the shares of drills are no more than 1 together; found {options.copy_share}, {options.figures_share}"
+        )
     loaded = stages.open_source(options, STAGE)
     corpus = stages.corpus_of(options, loaded, ("train", "plain_train"), None, Layout())
     folder = options.texts or options.work / "texts"
