@@ -1,6 +1,6 @@
 """The bundle that tests talk to where any one will do: small, of random weights, with a vocoder.
 
-`make random-bundle` makes it (samples/random_bundle.py). The package's is a trained one: tests/test_default_bundle.py.
+`make random-bundle` makes it (samples/random_bundle.py), and the package's default, of the same bytes so far.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
             torch.optim.Muon(
                 [group],
                 lr=schedule.learning_rate,
-                weight_decay=schedule.weight_decay,
+                weight_decay=schedule.weight_decay / schedule.muon_rate,  # it is multiplied by the rate
                 momentum=_MOMENTUM,
                 adjust_lr_fn="match_rms_adamw",
             )

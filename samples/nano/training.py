@@ -87,6 +87,8 @@ def train(
     model.to(where).train()
     optimizers = make_optimizers(model, schedule)
     run = {**dataclasses.asdict(schedule), "seed": seed}
+    if not schedule.muon:
+        run = {key: value for key, value in run.items() if not key.startswith("muon")}
     step = restore(folder, model, optimizers, run) or 0
     folder.mkdir(parents=True, exist_ok=True)
     end = min(schedule.steps, schedule.steps if stop_at is None else stop_at)

@@ -100,6 +100,32 @@ def test_calls(wanted: tuple[object, ...], made: tuple[object, ...], right: bool
     assert score(dialogue, 1, "Fine.", made).success is right  # type: ignore[arg-type]
 
 
+def test_a_sum_is_the_same_in_any_order() -> None:
+    """Where it is one: of plus and times. 5.0 is 5."""
+    for operation, either_way in (
+        ("plus", True),
+        ("times", True),
+        ("minus", False),
+        ("over", False),
+        ("percent", False),
+    ):
+        asked = _one("", "A sum?", calls=(call("calculate", a=12, operation=operation, b=5),))
+        for made, right in (((5, 12), either_way), ((12, 5), True), ((12.0, 5.0), True), ((12, 6), False)):
+            given = call("calculate", a=made[0], operation=operation, b=made[1])
+            assert score(asked, 1, "", (given,)).success == right, (operation, made)
+
+
+def test_a_sums_number_is_the_answers() -> None:
+    """Not one that the question has, too."""
+    for dialogue in dialogues(3, 4000, "held_out"):
+        for number, turn in enumerate(dialogue.turns):
+            if turn.act == "sums.over" and turn.role == "assistant" and turn.facts != (turn.text,):  # said again
+                a, b = turn.text.split(" is ")[0], turn.text.split(" is ")[1].removesuffix(".")
+                assert score(dialogue, number, f"That's {b}.").success
+                assert score(dialogue, number, f"It's {b}.").success
+                assert not score(dialogue, number, f"{a} makes a number.").success
+
+
 def test_only_an_assistants_turn_can_be_judged() -> None:
     for turn in (0, 2, -1):
         with pytest.raises(Error, match="no assistant's turn"):

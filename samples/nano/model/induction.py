@@ -7,8 +7,8 @@ text head reads. So they are given to it, and it trains as any weight does:
 
 - every text embedding gets one direction in common, which queries and keys can count on;
 - layer 0, first head of keys and values: attends to the row before, and writes a part of it beside the row;
-- layer 1, last: looks for the row beside which that part of the present one stands, by the frequencies of RoPE
-  that turn little over a prompt;
+- layer 1, a head of the second group: looks for the row beside which that part of the present one stands, by the
+  frequencies of RoPE that turn little over a prompt;
 - all other heads take a part of a row and put the same part back.
 """
 
@@ -24,7 +24,7 @@ from samples.nano.model.language import TextBackbone
 
 # All of these were found by trying, and what the head does with them was looked at (docs/NOTES.md).
 COMMON = 0.7  # length of the common direction, of an embedding's
-QUIET = 0.3  # what queries, keys and values of layers 0 and 1 keep of what was drawn
+QUIET = 0.3  # what queries and keys of layers 0 and 1 keep of what was drawn
 PLACE_GAIN, PLACE_SHARP = 0.3, 2.0
 MATCH_GAIN, MATCH_SHARP = 3.0, 2.0
 WRITE_BEFORE, WRITE_COPY, WRITE_OTHER = 0.3, 0.7, 0.1
@@ -49,7 +49,9 @@ class Rows:
 
 def fits(c: TransformerConfig) -> bool:
     """Whether there is room: two layers, two heads of keys and values, and directions enough."""
-    return c.num_layers > 1 and c.num_kv_heads > 1 and 2 * len(Rows.of(c).slow) + 1 <= c.hidden_size
+    slow = len(Rows.of(c).slow)
+    layers = c.num_layers > 1 and c.num_kv_heads > 1
+    return layers and c.head_dim <= c.hidden_size and 0 < 2 * slow < c.hidden_size
 
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def lay(backbone: TextBackbone, c: TransformerConfig, seed: int) -> None:
     for number, layer in enumerate(backbone.layers):
         attention = layer.self_attn
         if number < 2:
-            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):  # of values: where none are laid
                 projection.weight.mul_(QUIET)
         for kv in range(c.num_kv_heads):
             heads = range(kv * share, (kv + 1) * share)

@@ -41,10 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.copy_share + options.figures_share > 1:
-        raise Error(
-            f"the shares of drills are no more than 1 together; found {options.copy_share}, {options.figures_share}"
-        )
+    drills = options.copy_share + options.figures_share
+    if drills > 1 + 1e-9:
+        raise Error(f"the shares of drills are no more than 1 together; found {drills:g}")
     loaded = stages.open_source(options, STAGE)
     corpus = stages.corpus_of(options, loaded, ("train", "plain_train"), None, Layout())
     folder = options.texts or options.work / "texts"

@@ -19,7 +19,7 @@ def operation(draw: Draw) -> Scene:
         (
             draw.ask(act, (a, b), a=numbers.speak(a), b=numbers.speak(b)),
             *_worked_out(draw, act, a, b, _value(act, a, b)),
-            draw.say(act, [numbers.speak(_value(act, a, b))], **_said(a=a, b=b, c=_value(act, a, b))),
+            draw.say(act, [_is(_value(act, a, b))], **_said(a=a, b=b, c=_value(act, a, b))),
         ),
         needs=_NEEDS,
     )
@@ -32,7 +32,7 @@ def percent(draw: Draw) -> Scene:
         (
             draw.ask("sums.percent", (share, whole), a=numbers.speak(share), b=numbers.speak(whole)),
             *_worked_out(draw, "sums.percent", share, whole, value),
-            draw.say("sums.percent", [f"is {numbers.speak(value)}"], **_said(a=share, b=whole, c=value)),
+            draw.say("sums.percent", [_is(value)], **_said(a=share, b=whole, c=value)),
         ),
         needs=_NEEDS,
     )
@@ -94,6 +94,11 @@ _OPERANDS = {"sums.plus": _two, "sums.minus": _difference, "sums.times": _table,
 
 def _value(act: str, a: int, b: int) -> int:
     return {"sums.plus": a + b, "sums.minus": a - b, "sums.times": a * b, "sums.over": a // b}[act]
+
+
+def _is(value: int) -> str:
+    """The fact that an answer must have: alone, the number could be one that the question has, too."""
+    return "|".join(f"{how} {numbers.speak(value)}" for how in ("is", "it's", "that's", "makes"))
 
 
 def _worked_out(draw: Draw, act: str, a: int, b: int, value: int) -> tuple[Turn, Turn]:

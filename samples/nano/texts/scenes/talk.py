@@ -27,18 +27,18 @@ def introduced(draw: Draw) -> Scene:
     turns = [draw.ask("talk.i_am", name, name=name), draw.say("talk.i_am", [name], name=name)]
     if draw.chance(0.6):
         turns += [draw.ask("talk.me"), draw.say("talk.me", [name], name=name)]
-    return Scene(tuple(turns), system=None)
+    return Scene(tuple(turns), keeps="user")
 
 
 def named(draw: Draw) -> Scene:
     """The developer's system prompt says who the user is."""
     name = draw.one_of("talk.me", words("names"))
     turns = (draw.ask("talk.me", name), draw.say("talk.me", [name], name=name))
-    return Scene(turns, system=system_with(f"The user's name is {name}."))
+    return Scene(turns, system=system_with(f"The user's name is {name}."), keeps="user")
 
 
 def nameless(draw: Draw) -> Scene:
-    return Scene((draw.ask("talk.me"), draw.say("talk.unknown", ["don't know|do not know"])))
+    return Scene((draw.ask("talk.me"), draw.say("talk.unknown", ["don't know|do not know"])), keeps="user")
 
 
 def again(draw: Draw) -> Scene:
