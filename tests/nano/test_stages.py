@@ -25,6 +25,7 @@ from edge_sdk.export.pipeline import ExportOptions, export_bundle
 from edge_sdk.export.random_checkpoint.tokenizer import write_text_tokenizer
 from samples.nano import __main__ as commands
 from samples.nano import training
+from samples.nano.model.checkpoint import load
 from samples.nano.settings import TINY
 from samples.nano.stages import evaluate
 from samples.nano.stages import stage as stages
@@ -124,8 +125,18 @@ def test_every_drill_and_muon(work: Path) -> None:
     command(work, "prealign", *few, "--hear-share", "0.5", "--read-share", "0.5", "--head-context", "2")
     drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-whole-share", "0.5"]
     command(work, "cocktail1", *few, *drills)
-    for stage in ("text", "prealign", "cocktail1"):
-        assert all(line["loss"] > 0 for line in log(work, stage)), stage
+    names = ("start", "text", "prealign", "cocktail1")
+    weights = [(work / name / "model.safetensors").read_bytes() for name in names]
+    assert len(set(weights)) == len(names), "each stage moves something"
+    backbones = [backbone_of(work / name) for name in names]
+    assert backbones[1] == backbones[2], "pre-alignment leaves the backbone as it is"
+    assert len(set(backbones)) == 3
+
+
+def backbone_of(checkpoint: Path) -> bytes:
+    """Bytes of its weights."""
+    model = load(checkpoint).model.language_model
+    return b"".join(t.numpy().tobytes() for t in model.state_dict().values())
 
 
 def refused(work: Path, says: str, *given: str) -> None:
