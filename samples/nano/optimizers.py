@@ -60,22 +60,15 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise Error("nothing to train: no parameter of the model requires a gradient")
-    matrices = [p for name, p in trained if schedule.muon and p.dim() == 2 and ".layers." in f".{name}"]
-    inside = set(map(id, matrices))
-    others = [p for _, p in trained if id(p) not in inside]
-    groups = [
-        {"params": [p for p in others if p.dim() >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
     parts: list[torch.optim.Optimizer] = []
-    if groups:
-        parts.append(torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas))
+    moved = _groups(trained, schedule, in_layers=False)
+    if moved:
+        parts.append(torch.optim.AdamW(moved, lr=schedule.learning_rate, betas=schedule.betas))
+    matrices = _groups(trained, schedule, in_layers=True)
     if matrices:
-        group = {"params": matrices, _RATE: schedule.muon_rate}
         parts.append(
             torch.optim.Muon(
-                [group],
+                matrices,
                 lr=schedule.learning_rate,
                 weight_decay=schedule.weight_decay / schedule.muon_rate,  # it is multiplied by the rate
                 momentum=_MOMENTUM,
@@ -83,3 +76,19 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
             )
         )
     return Optimizers(*parts)
+
+
+def _groups(trained: list[tuple[str, Tensor]], schedule: Schedule, *, in_layers: bool) -> list[dict[str, Any]]:
+    """Parameters of one optimizer: Muon's, the matrices inside layers, or AdamW's, all others."""
+    found: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, p in trained:
+        if (schedule.muon and p.dim() == 2 and ".layers." in f".{name}") == in_layers:
+            found.setdefault((p.dim() >= 2, name.startswith(schedule.slow)), []).append(p)
+    groups = []
+    for (decays, slow), parameters in sorted(found.items(), reverse=True, key=lambda item: item[0]):
+        rate = (schedule.muon_rate if in_layers else 1.0) * (schedule.slow_rate if slow else 1.0)
+        group: dict[str, Any] = {"params": parameters, _RATE: rate}
+        if not in_layers:
+            group["weight_decay"] = schedule.weight_decay if decays else 0.0
+        groups.append(group)
+    return groups

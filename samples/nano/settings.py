@@ -81,6 +81,8 @@ class Schedule:
     Args:
         muon: the matrices inside transformer layers are moved by Muon, at `muon_rate` of the learning rate; all else,
             or all, by AdamW.
+        slow: beginnings of the names of weights that move at `slow_rate` of the learning rate: what was trained before
+            beside what is fresh.
     """
 
     steps: int
@@ -92,6 +94,8 @@ class Schedule:
     clip_norm: float = 1.0  # gradients longer than this are shortened to it
     muon: bool = False
     muon_rate: float = 2.5
+    slow: tuple[str, ...] = ()
+    slow_rate: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def train(
     run = {**dataclasses.asdict(schedule), "seed": seed}
     if not schedule.muon:
         run = {key: value for key, value in run.items() if not key.startswith("muon")}
+    run = {**run, "slow": list(schedule.slow)} if schedule.slow else {k: v for k, v in run.items() if "slow" not in k}
     step = restore(folder, model, optimizers, run) or 0
     folder.mkdir(parents=True, exist_ok=True)
     end = min(schedule.steps, schedule.steps if stop_at is None else stop_at)

@@ -1,4 +1,5 @@
-"""What fresh weights are given: a head that copies after a few steps, and words that begin alike in their forms."""
+"""What fresh weights are given: a head that copies after a few steps, words that begin alike in their forms, codes that
+begin as the scalars they are."""
 
 # ruff: noqa: E402  (what may not be installed is asked for before what needs it)
 
@@ -14,7 +15,8 @@ torch = pytest.importorskip("torch", reason="the recipe needs PyTorch")
 
 from edge_sdk.config import TransformerConfig
 from edge_sdk.export.random_checkpoint.tokenizer import write_text_tokenizer
-from samples.nano.model import forms, induction, layers
+from samples.nano.codec.quantizer import Quantizer
+from samples.nano.model import codetable, forms, induction, layers
 from samples.nano.model.language import TextBackbone
 from samples.nano.settings import TINY
 from samples.nano.texts.train_tokenizer import read_tokenizer
@@ -89,11 +91,11 @@ def test_it_looks_where_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     attend = layers.attend
 
-    def looked_at(q: Any, k: Any, v: Any) -> Any:
+    def looked_at(q: Any, k: Any, v: Any, key_bias: Any) -> Any:
         length = q.shape[2]
         later = torch.full((length, length), float("-inf")).triu(1)
         seen.append((q @ k.transpose(-1, -2) * q.shape[3] ** -0.5 + later).softmax(dim=-1))
-        return attend(q, k, v)
+        return attend(q, k, v, key_bias)
 
     monkeypatch.setattr(layers, "attend", looked_at)
     found = {}
@@ -132,3 +134,23 @@ def test_words_begin_alike(tmp_path: Path) -> None:
     assert torch.allclose(rows.norm(dim=1), drawn.norm(dim=1))
     others = [i for i in range(spec.vocab_size) if i not in set(plain.tolist())]
     assert torch.equal(rows[others], drawn[others])
+
+
+def test_codes_begin_as_the_scalars_they_are() -> None:
+    """Codes that differ in one scalar by one level are nearer to each other than to others; each is still its own."""
+    levels, width = (3, 5, 3), 64
+    quantizer = Quantizer(levels)
+    table = torch.zeros(quantizer.codes + 2, width)
+    assert codetable.lay(table, levels, 0.5, seed=1)
+    assert not table[quantizer.codes :].any() and abs(float(table[: quantizer.codes].std()) - 0.5) < 0.1
+    scalars = quantizer.decode(torch.arange(quantizer.codes))
+    # A least-squares map finds the scalars in the rows, as the head's first matrix can.
+    found = torch.linalg.lstsq(table[: quantizer.codes], scalars).solution
+    assert (table[: quantizer.codes] @ found - scalars).abs().max() < 0.3
+    apart = torch.cdist(table[: quantizer.codes], table[: quantizer.codes])
+    moved = (scalars[:, None] - scalars[None]).abs()
+    one = (moved > 0).sum(-1) == 1
+    assert apart[one & (moved.sum(-1) <= 1)].mean() < 0.9 * apart[~one & (apart > 0)].mean()
+    assert apart.fill_diagonal_(1.0).min() > 0
+    narrow = torch.ones(quantizer.codes, 4)
+    assert not codetable.lay(narrow, levels, 0.5, seed=1) and bool((narrow == 1).all())

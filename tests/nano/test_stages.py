@@ -123,7 +123,7 @@ def test_every_drill_and_muon(work: Path) -> None:
     few = ["--steps", "6", "--batch", "2", "--muon"]
     command(work, "text", *few, "--figures-share", "0.4", "--copy-share", "0.3", "--replies-weight", "1")
     command(work, "prealign", *few, "--hear-share", "0.5", "--read-share", "0.5", "--head-context", "2")
-    drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-whole-share", "0.5"]
+    drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-sampled", "3"]
     command(work, "cocktail1", *few, *drills)
     names = ("start", "text", "prealign", "cocktail1")
     weights = [(work / name / "model.safetensors").read_bytes() for name in names]
@@ -157,8 +157,7 @@ def test_mistakes_are_one_line(work: Path) -> None:
     shares = "shares of drills are no more than 1 together"
     refused(work, shares, "text", "--copy-share", "0.6", "--figures-share", "0.6")
     refused(work, shares, "cocktail1", "--hear-share", "0.6", "--figures-share", "0.6")
-    refused(work, "beside --head-context alone", "prealign", "--head-whole-share", "0.1")
-    refused(work, "--head-context must be at least 0", "cocktail2", "--head-context", "-1")
+    refused(work, "beside --head-context alone", "prealign", "--head-sampled", "1")
     command(work, "start")
     refused(work, "exists and is not an empty folder", "start")
     refused(work, "has none of the checkpoints", "evaluate")

@@ -95,7 +95,7 @@ def test_a_head_that_sees_the_whole_prompt_is_unchanged(loaded: Loaded) -> None:
     with torch.no_grad():
         whole, numbers = cross_entropy(model, batch)
         cut, near = cross_entropy(model, batch, head_context=batch.ids.shape[1])
-        hidden, nothing = near_reply(model.hidden(batch), batch, 0)
+        hidden, nothing, _ = near_reply(model.hidden(batch), batch, 0)
     assert (
         abs(float(whole - cut)) < tolerances.LOSS_ABS
         and abs(float(numbers["speech"] - near["speech"])) < tolerances.LOSS_ABS
@@ -110,21 +110,36 @@ def test_a_head_that_sees_the_whole_prompt_is_unchanged(loaded: Loaded) -> None:
         assert int(nothing.ids[row, 0]) == int(batch.ids[row, first])
 
 
-def test_some_steps_see_the_whole_prompt(loaded: Loaded) -> None:
-    """Drawn by torch's random numbers, so a step is told by its seed."""
+def test_a_sample_of_the_prompt_stands_for_all_of_it(loaded: Loaded) -> None:
+    """Each position taken once is the whole prompt; a few of them come nearer to it than the last ones alone do."""
     corpus, model = corpus_of(loaded), loaded.model
     batch = speech_batches(corpus, 3, 1)(0)
-    found = {}
+
+    def picks(sampled: int) -> torch.Tensor:
+        """What the head makes of each pick that counts [K, width]."""
+        hidden, kept, places = near_reply(model.hidden(batch), batch, 1, sampled)
+        return model.head_hidden(kept, hidden, places)[kept.speech_weight > 0]
+
     with torch.no_grad():
-        for share in (0.0, 0.5, 1.0):
-            found[share] = []
-            for seed in range(8):
-                torch.manual_seed(seed)
-                found[share].append(float(cross_entropy(model, batch, head_context=0, head_whole_share=share)[0]))
-        near, whole = found[0.0][0], float(cross_entropy(model, batch)[0])
-    assert near != whole
-    assert found[0.0] == [near] * 8 and found[1.0] == [whole] * 8
-    assert set(found[0.5]) == {near, whole}
+        whole = model.head_hidden(batch, model.hidden(batch))[batch.speech_weight > 0]
+        near = (picks(0) - whole).norm()
+        assert (picks(batch.ids.shape[1]) - whole).norm() < tolerances.LOSS_ABS * whole.norm() < near
+        assert not torch.equal(picks(6), picks(6)), "drawn anew in each step"
+        torch.manual_seed(1)
+        assert (torch.stack([picks(6) for _ in range(16)]).mean(0) - whole).norm() < near / 2
+
+
+def test_sampled_positions_are_weighted_by_what_they_stand_for(loaded: Loaded) -> None:
+    corpus, model = corpus_of(loaded), loaded.model
+    batch, size = speech_batches(corpus, 3, 1)(0), model.config.group_size
+    with torch.no_grad():
+        _, _, places = near_reply(model.hidden(batch), batch, 1, 4)
+    spoken = (batch.speech_weight.unflatten(1, (-1, size)) > 0).any(2).int()
+    for row, first in enumerate(spoken.argmax(1).tolist()):
+        at = places.positions[row, ::size] // size
+        assert torch.equal(at, at.sort().values) and int(at[3]) < first - 1 == int(at[4])
+        assert abs(float(places.key_bias[row, : 4 * size : size].exp().sum()) - (first - 1)) < 1e-2
+        assert not places.key_bias[row, 4 * size :].any()
 
 
 def test_a_question_begun_later(loaded: Loaded) -> None:
@@ -134,11 +149,40 @@ def test_a_question_begun_later(loaded: Loaded) -> None:
     assert corpus.mel(text, 0) is corpus.mel(text, corpus.sounds.takes)  # type: ignore[union-attr]
     rows = np.arange(23.0, dtype=np.float16)[:, None]
     corpus.mels[text, 0] = Heard(np.empty((0, 0), np.float32), 5, rows)
-    for later in range(7):
+    lengths = set()
+    for later in range(40):
         heard = corpus.mel(text, later * corpus.sounds.takes)  # type: ignore[union-attr]
         assert heard is not None and heard.encoded is not None
-        assert heard.encoded[0, 0] == later % 5 and len(heard.encoded) == 23 - later % 5
-        assert heard.placeholders == -(-len(heard.encoded) // 5)
+        found = heard.encoded[:, 0].tolist()
+        assert heard.placeholders == -(-len(found) // 5)
+        if later < 5:
+            assert found == list(range(later, 23))
+        else:  # and hurried: some rows are missing, those that are there keep their order
+            assert found == sorted(set(found)) and set(found) <= set(range(later % 5, 23))
+            lengths.add(len(found) + later % 5)
+    assert min(lengths) < 23 < 1 + max(lengths) and min(lengths) > 15
+
+
+def test_two_questions_in_one_breath(loaded: Loaded) -> None:
+    corpus = corpus_of(loaded)
+    first, second = hear_items(corpus)[:2]
+    with pytest.raises(Error, match="hear"):
+        corpus.heard_and_written(first, 0, second)
+    for item, rows in ((first, 7), (second, 9)):
+        said = item.turn.text
+        corpus.mels[said, 0] = Heard(np.empty((0, 0), np.float32), -(-rows // 5), np.full((rows, 4), rows, np.float16))
+    both = corpus.heard_and_written(first, 0, second)
+    assert both.placeholders == (4,) and both.encoded[0][:, 0].tolist() == [7.0] * 7 + [9.0] * 9
+    assert corpus.prompter.tokenizer.decode(both.text_ids[:-1].tolist()) == f"{first.turn.text} {second.turn.text}"
+
+
+def test_what_is_heard_is_dropped_in_training_alone(loaded: Loaded) -> None:
+    corpus, model = corpus_of(loaded), copy.deepcopy(loaded.model)
+    batch = speech_batches(corpus, 3, 1)(0)
+    model.hear_dropout = 0.5
+    with torch.no_grad():
+        kept, dropped = model.eval().audio_rows(batch), model.train().audio_rows(batch)
+        assert torch.equal(kept, loaded.model.eval().audio_rows(batch)) and not torch.equal(kept, dropped)
 
 
 def test_history_counts_from_its_second_id(loaded: Loaded) -> None:

@@ -20,6 +20,7 @@ from edge_sdk.config import ModelConfig
 from edge_sdk.errors import Error
 
 Array = np.ndarray[Any, Any]
+_NOTHING = -1e4  # a bias that leaves a key no weight; infinity would leave a row that sees no other key no number
 
 
 @dataclass(frozen=True)
@@ -113,39 +114,69 @@ def collate(sequences: Items[Sequence], model: ModelConfig) -> Batch:
     return batch
 
 
-def near_reply(hidden: Tensor, batch: Batch, context: int) -> tuple[Tensor, Batch]:
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a speech head that sees a part of a sequence stand, and what each counts for."""
+
+    positions: Tensor  # int64 [B, T * G], of the whole sequence: what the rotary embedding turns by
+    key_bias: Tensor  # float32 [B, T * G], added to the scores of a key
+
+    @classmethod
+    def of(cls, at: Tensor, bias: Tensor, size: int) -> Places:
+        """From backbone positions and biases [B, T]."""
+        rows = at[..., None] * size + torch.arange(size, device=at.device)
+        return cls(rows.flatten(1), bias[..., None].expand(*bias.shape, size).flatten(1))
+
+
+def near_reply(hidden: Tensor, batch: Batch, context: int, sampled: int = 0) -> tuple[Tensor, Batch, Places]:
     """What the speech head needs of `hidden` [B, T, hidden] and the batch, without most of the prompts.
 
-    Of each sequence the positions from `context` before its first pick on; they move to the front, as if the rest had
-    not been.
+    Of each sequence the positions from `context` before its first pick on, and before them `sampled` drawn from the
+    rest of the prompt, each of which counts in attention's sums as often as it stands for others: an estimate of
+    what the head sees on the device, where it sees all.
     """
     size = batch.groups.shape[2]
     spoken = batch.speech_weight.unflatten(1, (-1, size)).amax(dim=2) > 0  # [B, T]
-    length = batch.ids.shape[1]
-    places = torch.arange(length, device=spoken.device)
+    length, device = batch.ids.shape[1], spoken.device
+    places = torch.arange(length, device=device)
     first = torch.where(spoken, places, length).amin(dim=1)
     last = torch.where(spoken, places, -1).amax(dim=1)
     start = (first - context).clamp(min=0)
     width = max(1, int((last - start).amax()) + 1)
-    at = start[:, None] + torch.arange(width, device=spoken.device)
-    inside = (at < length)[..., None]
+    near = start[:, None] + torch.arange(width, device=device)
+    far, bias = _sample(start, sampled)
+    at = torch.cat([far, near], dim=1)
+    inside = torch.cat([torch.zeros_like(far, dtype=torch.bool), near < length], dim=1)[..., None]
     at = at.clamp(max=length - 1)
 
     def cut(values: Tensor) -> Tensor:
-        """[B, T, ...] -> [B, width, ...]."""
+        """[B, T, ...] -> [B, sampled + width, ...]."""
         return values[torch.arange(len(at), device=at.device)[:, None], at]
 
     def cut_picks(values: Tensor) -> Tensor:
         return cut(values.unflatten(1, (-1, size)))
 
     weight = cut_picks(batch.speech_weight) * inside
-    return cut(hidden), dataclasses.replace(
+    kept = dataclasses.replace(
         batch,
         ids=cut(batch.ids),
         previous=cut_picks(batch.previous).flatten(1),
         speech_target=cut_picks(batch.speech_target).flatten(1),
         speech_weight=weight.flatten(1),
     )
+    return cut(hidden), kept, Places.of(at, torch.cat([bias, bias.new_zeros(near.shape)], dim=1), size)
+
+
+def _sample(start: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Positions int64 [B, count] in [0, start), one of each of `count` equal parts, and the biases of their keys. Where
+    there are fewer than `count`, each is taken once, and what is left over counts for nothing."""
+    device = start.device
+    part, share = torch.arange(count, device=device), start[:, None] / max(1, count)
+    spread = ((part + torch.rand(len(start), count, device=device)) * share).long()
+    enough = start[:, None] >= count
+    at = torch.where(enough, spread, part.clamp(max=max(0, count - 1))).clamp(min=0)
+    once = torch.where(part < start[:, None], 0.0, _NOTHING)
+    return at, torch.where(enough, share.clamp(min=1).log(), once)
 
 
 def positions(s: Sequence, model: ModelConfig, length: int) -> dict[str, Array]:

@@ -23,7 +23,7 @@ from edge_sdk.export.random_checkpoint.specs import LanguageSpec
 from edge_sdk.export.random_checkpoint.tokenizer import write_speech_tokenizer
 from edge_sdk.export.random_checkpoint.writer import new_folder
 from edge_sdk.export.weights import language_weights
-from samples.nano.model import forms, induction
+from samples.nano.model import codetable, forms, induction
 from samples.nano.model.checkpoint import Loaded, write_tensors
 from samples.nano.model.language import LanguageHalf
 from samples.nano.model.replies import settle
@@ -57,6 +57,7 @@ def write_fresh(
         write_configs(folder, spec, "float32")
         settle(folder)
         loaded = draw(folder, seed)
+        codetable.lay(loaded.model.audio_tower.embed_tokens.weight, settings.codec.levels, EMBEDDING_STD, seed)
         if whisper is not None:
             load_into(loaded.model.continuous_audio_tower, read_tensors(whisper))
         if loaded.model.tied:

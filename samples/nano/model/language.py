@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edge_sdk.config import ModelConfig
 from edge_sdk.errors import Error
-from samples.nano.model.batch import Batch
+from samples.nano.model.batch import Batch, Places
 from samples.nano.model.encoder import Encoder
 from samples.nano.model.layers import Stack
 
@@ -78,6 +78,7 @@ class LanguageHalf(nn.Module):
             )
         hidden = model.backbone.hidden_size
         self.config, self.tied = model, tied
+        self.hear_dropout = 0.0  # of what the encoder makes, in training
         self.continuous_audio_tower = Encoder(model.encoder, hidden)
         self.audio_tower = Grouping(model.speech_ids.codebook_size, hidden)
         self.audio_invert_tower = SpeechHead(model)
@@ -97,7 +98,8 @@ class LanguageHalf(nn.Module):
 
     def audio_rows(self, batch: Batch) -> Tensor:
         """What takes the placeholders' place [A, hidden]. Filler counts in the mean as zero rows."""
-        tower = self.continuous_audio_tower.tower(self.pooled(batch))
+        pooled = nn.functional.dropout(self.pooled(batch), self.hear_dropout, self.training)
+        tower = self.continuous_audio_tower.tower(pooled)
         padded = nn.functional.pad(tower, (0, 0, 0, 1))  # the row after the last is zero: filler points at it
         return self.audio_tower.continual_output_matching(padded[batch.audio_groups].mean(dim=1))
 
@@ -133,9 +135,10 @@ class LanguageHalf(nn.Module):
         previous = self.audio_tower.embed_tokens(batch.previous)
         return self.audio_invert_tower.inputs(hidden + self.embed(batch.ids), previous)
 
-    def head_hidden(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """[B, T * G, width] after the head's final norm."""
-        return self.audio_invert_tower.crq_transformer(self.head_rows(batch, hidden))
+    def head_hidden(self, batch: Batch, hidden: Tensor, places: Places | None = None) -> Tensor:
+        """[B, T * G, width] after the head's final norm. `places`: where the rows stand if they are not all there."""
+        rows, stack = self.head_rows(batch, hidden), self.audio_invert_tower.crq_transformer
+        return stack(rows) if places is None else stack(rows, places.positions, places.key_bias)
 
     def speech_logits(self, head_hidden: Tensor) -> Tensor:
         """[..., width] -> [..., codes]. The codebook is the table."""

@@ -29,15 +29,15 @@ class RMSNorm(nn.Module):
         return (scaled * self.weight.float()).to(x.dtype)
 
 
-def rope_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin float32 [length, head_dim / 2] of positions 0, 1, ..."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    angle = torch.arange(length, dtype=torch.float64)[:, None] / theta**exponent
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin float32 [..., head_dim / 2] of positions int64 [...]."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim
+    angle = positions[..., None].double() / theta**exponent
+    return angle.cos().float(), angle.sin().float()
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate-half: x [B, heads, T, d]; the two halves of a head are the pairs."""
+    """Rotate-half: x [B, heads, T, d], tables [B or 1, 1, T, d / 2]; the two halves of a head are the pairs."""
     cos, sin = rope
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -55,26 +55,35 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
         self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
 
-    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor], key_bias: Tensor | None) -> Tensor:
         batch, length, _ = h.shape
         q = self.q_norm(self.q_proj(h).view(batch, length, self.heads, -1)).transpose(1, 2)
         k = self.k_norm(self.k_proj(h).view(batch, length, self.kv_heads, -1)).transpose(1, 2)
         v = self.v_proj(h).view(batch, length, self.kv_heads, -1).transpose(1, 2)
         shared = self.heads // self.kv_heads
         k, v = (rotate(k, rope).repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1))
-        mixed = attend(rotate(q, rope), k, v)
+        mixed = attend(rotate(q, rope), k, v, key_bias)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
     """Causal attention, all [B, heads, T, d]. On a CPU it is written out: PyTorch's own kernel takes five times as long
     at a few hundred positions, most of it on the way back (docs/NOTES.md). It needs no memory for the scores, though,
-    and is taken where they would be many."""
-    if q.device.type != "cpu" or q.shape[2] > _LONGEST_WRITTEN_OUT:
+    and is taken where they would be many.
+
+    Args:
+        key_bias: float32 [B, T], added to the scores of each key.
+    """
+    written_out = q.device.type == "cpu" and q.shape[2] <= _LONGEST_WRITTEN_OUT
+    if not written_out and key_bias is None:
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     length = q.shape[2]
-    later = torch.full((length, length), float("-inf")).triu(1)
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[3] ** -0.5 + later
+    mask = torch.full((length, length), float("-inf"), device=q.device).triu(1)
+    if key_bias is not None:
+        mask = mask + key_bias[:, None, None, :]
+    if not written_out:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[3] ** -0.5 + mask
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
@@ -97,8 +106,8 @@ class Layer(nn.Module):
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], key_bias: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, key_bias)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -118,8 +127,15 @@ class Stack(nn.Module):
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.head_dim, self.theta = c.head_dim, c.rope_theta
 
-    def forward(self, x: Tensor) -> Tensor:
-        rope = rope_tables(x.shape[1], self.head_dim, self.theta, x.device)
+    def forward(self, x: Tensor, positions: Tensor | None = None, key_bias: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            positions: int64 [B, T], ascending; None: 0, 1, ...
+            key_bias: float32 [B, T], added to attention's scores of each row as a key.
+        """
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+        rope = rope_tables(positions[:, None], self.head_dim, self.theta)
         for layer in self.layers:
-            x = layer(x, rope)
+            x = layer(x, rope, key_bias)
         return self.norm(x)

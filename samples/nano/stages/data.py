@@ -97,7 +97,7 @@ class Corpus:
         return {n: heard for n, heard in found.items() if heard is not None}
 
     def mel(self, text: str, take: int) -> Heard | None:
-        """A question as one of its users said it; higher takes are theirs again, begun a little later."""
+        """A question as one of its users said it; higher takes are theirs again, begun a little later, then hurried."""
         if self.sounds is None:
             return None
         key = text, take % self.sounds.takes
@@ -107,7 +107,8 @@ class Corpus:
                 return None
             self.mels[key] = Heard.of(pcm, self.prompter.model)
         size = self.prompter.model.group_size
-        return self.mels[key].later(take // self.sounds.takes % size, size)
+        again = take // self.sounds.takes
+        return self.mels[key].later(again % size, size, hurried=again // size)
 
     def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0, typed: bool = False) -> batches.Sequence:
         """In text and speech.
@@ -126,9 +127,20 @@ class Corpus:
         codes, starts_s = self.sounds.reply(text), self.sounds.starts_s(text)
         return spoken(self.prompter, dialogue, number, heard, codes, self.layout, starts_s)
 
-    def heard_and_written(self, item: Item, take: int) -> batches.Sequence:
-        """Questions in sound, the reply in text alone."""
-        return written(self.prompter, item.dialogue, item.number, self.heard(item, take), prompt_weight=0.0)
+    def heard_and_written(self, item: Item, take: int, behind: Item | None = None) -> batches.Sequence:
+        """Questions in sound, the reply in text alone.
+
+        Args:
+            behind: a drill to be heard and written down behind this one, in one breath.
+        """
+        dialogue, heard = item.dialogue, self.heard(item, take)
+        if behind is not None:
+            more = self.heard(behind, take)
+            heard = {n: h.then(more[n], self.prompter.model.group_size) for n, h in heard.items()}
+            turns = zip(dialogue.turns, behind.dialogue.turns, strict=True)
+            both = tuple(dataclasses.replace(a, text=f"{a.text} {b.text}") for a, b in turns)
+            dialogue = dataclasses.replace(dialogue, turns=both)
+        return written(self.prompter, dialogue, item.number, heard, prompt_weight=0.0)
 
     def written(self, item: Item, prompt_weight: float, replies_weight: float = 0.0) -> batches.Sequence:
         return written(
@@ -214,6 +226,7 @@ class Shares:
 
     Args:
         hear, read, copy, figures: of the steps, those that are drills (see `drills`).
+        both: of those that hear, the ones that hear two questions at a time.
         text: of the other steps' sequences, those that stay text alone.
         typed: of the spoken ones among them, those that answer text.
     """
@@ -224,6 +237,7 @@ class Shares:
     figures: float = 0.0
     text: float = 0.0
     typed: float = 0.0
+    both: float = 0.0
 
 
 def speech_batches(
@@ -246,7 +260,10 @@ def speech_batches(
                 random.random() < shares.typed,
                 random.randrange(MOST_TAKES),
             )
-            made.append(corpus.written(item, 0.0) if text else corpus.spoken(item, take=take, typed=typed))
+            if text:
+                made.append(corpus.written(item, 0.0, corpus.layout.history_weight))
+            else:
+                made.append(corpus.spoken(item, take=take, typed=typed))
         return made
 
     def at(step: int) -> Batch:
@@ -254,7 +271,9 @@ def speech_batches(
         kind = random.random()
         if kind < shares.hear:
             # Text alone costs a fraction of a spoken reply: twice as many.
-            made = [corpus.heard_and_written(i, random.randrange(MOST_TAKES)) for i in draw(hear, 2 * size, random)]
+            behind = draw(hear, 2 * size, random) if random.random() < shares.both else [None] * (2 * size)
+            both = zip(draw(hear, 2 * size, random), behind, strict=True)
+            made = [corpus.heard_and_written(i, random.randrange(MOST_TAKES), then) for i, then in both]
         elif kind < shares.hear + shares.read:
             made = [corpus.spoken(item, typed=True) for item in draw(read, size, random)]
         elif copies is not None and kind < shares.hear + shares.read + shares.copy:

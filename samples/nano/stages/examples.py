@@ -13,6 +13,7 @@ import numpy as np
 from edge_sdk.config import ModelConfig
 from edge_sdk.conversation import Conversation
 from edge_sdk.conversation import Turn as HistoryTurn
+from edge_sdk.errors import Error
 from edge_sdk.events import ToolCall
 from edge_sdk.mel import log_mel
 from edge_sdk.prompt import SYSTEM_SPEECH, SYSTEM_TEXT, Clip, Template, system_message
@@ -21,6 +22,8 @@ from edge_sdk.tools import CLOSE, OPEN
 from samples.nano.model.batch import Array, Sequence
 from samples.nano.stages.layout import Layout, first_steps, reply_grid
 from samples.nano.texts.dialogues import Dialogue, Turn
+
+_LEFT_OUT = 0.05  # of the rows of a clip that is hurried
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,25 @@ class Heard:
         """pcm float32 [n] at the mel's rate (16 kHz)."""
         return cls(log_mel(pcm, model.mel), model.placeholder_count(len(pcm)))
 
-    def later(self, rows: int, group_size: int) -> Heard:
-        """The same, begun `rows` 25 Hz rows (40 ms each) later where it is encoded: other rows make a group."""
-        if self.encoded is None or not rows or len(self.encoded) <= group_size:
+    def later(self, rows: int, group_size: int, hurried: int = 0) -> Heard:
+        """The same, begun `rows` 25 Hz rows (40 ms each) later where it is encoded: other rows make a group.
+
+        Args:
+            hurried: a seed; a row of twenty is left out. 0: none is.
+        """
+        if self.encoded is None or not (rows or hurried) or len(self.encoded) <= 2 * group_size:
             return self
         left = self.encoded[rows:]
+        if hurried:
+            left = left[np.random.default_rng(hurried).random(len(left)) >= _LEFT_OUT]
         return Heard(self.mel, -(-len(left) // group_size), left)
+
+    def then(self, other: Heard, group_size: int) -> Heard:
+        """Both, one after another, where both are encoded."""
+        if self.encoded is None or other.encoded is None:
+            raise Error("only what is encoded can be heard one after another: run python -m samples.nano hear")
+        rows = np.concatenate([self.encoded, other.encoded])
+        return Heard(self.mel, -(-len(rows) // group_size), rows)
 
 
 class Prompter:

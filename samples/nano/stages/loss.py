@@ -34,20 +34,24 @@ class TokenScores:
         return sums.index_add(0, self.sequence, self.log_probs * self.weights)
 
 
-def score(model: LanguageHalf, batch: Batch, head_context: int | None = None) -> tuple[TokenScores, TokenScores | None]:
+def score(
+    model: LanguageHalf, batch: Batch, head_context: int | None = None, head_sampled: int = 0
+) -> tuple[TokenScores, TokenScores | None]:
     """(text, speech) of one parallel pass; speech is None where nobody speaks.
 
     Args:
         head_context: prompt positions before each reply that the speech head sees. On the device it sees all (None);
             since it has G rows a position, they are most of what a step costs.
+        head_sampled: of those before them so many, drawn at random, stand for all (`near_reply`).
     """
     hidden = model.hidden(batch)
     text = of_targets(model.text_logits, hidden, batch.text_target, batch.text_weight)
     if not batch.speech:
         return text, None
+    places = None
     if head_context is not None:
-        hidden, batch = near_reply(hidden, batch, head_context)
-    rows = model.head_hidden(batch, hidden)
+        hidden, batch, places = near_reply(hidden, batch, head_context, head_sampled)
+    rows = model.head_hidden(batch, hidden, places)
     return text, of_targets(model.speech_logits, rows, batch.speech_target, batch.speech_weight)
 
 
@@ -71,17 +75,10 @@ def cross_entropy(
     batch: Batch,
     speech_share: float = 1.0,
     head_context: int | None = None,
-    head_whole_share: float = 0.0,
+    head_sampled: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """(what to minimise, numbers for the log): text + speech_share * speech.
-
-    Args:
-        head_whole_share: of steps, drawn by torch's random numbers, in which the head sees all of the prompt whatever
-            `head_context` says.
-    """
-    if head_whole_share and float(torch.rand(())) < head_whole_share:
-        head_context = None
-    text, speech = score(model, batch, head_context)
+    """(what to minimise, numbers for the log): text + speech_share * speech. What the head sees: see `score`."""
+    text, speech = score(model, batch, head_context, head_sampled)
     numbers = {"text": text.mean(), "text_right": text.share_right()}
     numbers["speech"] = torch.zeros_like(numbers["text"]) if speech is None else speech.mean()
     numbers["speech_right"] = torch.zeros_like(numbers["text"]) if speech is None else speech.share_right()

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from edge_sdk.errors import Error
-from samples.nano.arguments import share
+from samples.nano.arguments import positions, share
 from samples.nano.stages import hear
 from samples.nano.stages import stage as stages
 from samples.nano.stages.data import Shares, speech_batches
@@ -20,16 +20,21 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     parser.add_argument("--text-share", type=share, default=0.0, help="of sequences that stay text alone")
     parser.add_argument("--typed-share", type=share, default=0.1, help="of spoken replies that answer text")
     parser.add_argument("--hear-share", type=share, default=0.0, help="of steps that write down what was said")
+    parser.add_argument("--hear-two-share", type=share, default=0.0, help="of those, the ones that hear two at a time")
+    parser.add_argument("--hear-dropout", type=share, default=0.0, help="of the values that the encoder makes of sound")
     parser.add_argument("--read-share", type=share, default=0.0, help="of steps that say what is written")
     parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
     parser.add_argument("--figures-share", type=share, default=0.0, help="of steps of numbers in words and figures")
     parser.add_argument(
         "--head-context",
-        type=int,
+        type=positions,
         help="prompt positions that a reply's speech head sees; few are quick (default: all, as on the device)",
     )
     parser.add_argument(
-        "--head-whole-share", type=share, default=0.0, help="of steps in which it sees all of them all the same"
+        "--head-sampled",
+        type=positions,
+        default=0,
+        help="positions drawn from the rest of the prompt, to stand for all of it",
     )
 
 
@@ -41,14 +46,14 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         options.figures_share,
         options.text_share,
         options.typed_share,
+        options.hear_two_share,
     )
     if shares.hear + shares.read + shares.copy + shares.figures > 1 + 1e-9:  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
         raise Error(f"the shares of drills are no more than 1 together; found {shares}")
-    if options.head_context is not None and options.head_context < 0:
-        raise Error(f"--head-context must be at least 0, found {options.head_context}")
-    if options.head_whole_share and options.head_context is None:
-        raise Error("--head-whole-share means something beside --head-context alone: without it the head sees all")
+    if options.head_sampled and options.head_context is None:
+        raise Error("--head-sampled means something beside --head-context alone: without it the head sees all")
     loaded = stages.open_source(options, stage)
+    loaded.model.hear_dropout = options.hear_dropout
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
     if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
         hear.use(corpus, options.work / hear.HEARD, loaded.model)
@@ -66,6 +71,6 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         cross_entropy,
         speech_share=options.speech_share,
         head_context=options.head_context,
-        head_whole_share=options.head_whole_share,
+        head_sampled=options.head_sampled,
     )
     return stages.train(options, stage, loaded, batches, loss)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edge_sdk.errors import Error
 from samples.nano import arguments, training
-from samples.nano.arguments import weight
+from samples.nano.arguments import share, weight
 from samples.nano.begun import keep_to
 from samples.nano.codec.encode import codec_digest
 from samples.nano.model.batch import Batch
@@ -80,6 +80,7 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sil-weight", type=weight, default=layout.sil_weight, help="of silence in the text's loss")
     parser.add_argument("--history-weight", type=weight, default=layout.history_weight, help="of earlier replies' text")
     parser.add_argument("--speech-share", type=weight, default=1.0, help="of the speech loss, beside the text's 1")
+    parser.add_argument("--backbone-rate", type=share, default=1.0, help="of the learning rate, at which it moves")
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
@@ -121,6 +122,8 @@ def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
         schedule = replace(schedule, steps=options.steps, warmup_steps=min(schedule.warmup_steps, options.steps // 10))
     if options.learning_rate is not None:
         schedule = replace(schedule, learning_rate=options.learning_rate)
+    if getattr(options, "backbone_rate", 1.0) != 1.0:
+        schedule = replace(schedule, slow=BACKBONE, slow_rate=options.backbone_rate)
     return replace(schedule, muon=options.muon)
 
 

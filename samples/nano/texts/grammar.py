@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -67,17 +68,53 @@ def pairs(name: str) -> tuple[tuple[str, str], ...]:
 
 @lru_cache
 def phrasings(name: str, held_out: bool) -> tuple[str, ...]:
-    """The lines of an `ask` section that one side may use. Those of the lowest hashes are held out: which they are
-    depends on the lines alone. Sections of one or two lines are whole on both sides."""
-    all_lines = lines(name)
-    kept = set(sorted(all_lines, key=_hash)[: math.ceil(HELD_OUT_PHRASINGS * len(all_lines))])
-    if not name.startswith("ask ") or len(all_lines) < 3:
-        return all_lines
-    return tuple(line for line in all_lines if (line in kept) == held_out)
+    """The lines of an `ask` section that one side may use; which they are depends on the grammar's lines alone.
+    Sections of one or two lines are whole on both sides."""
+    kept = _held_out_lines().get(name)
+    if kept is None:
+        return lines(name)
+    return tuple(line for line in lines(name) if (line in kept) == held_out)
+
+
+@lru_cache
+def _held_out_lines() -> Mapping[str, frozenset[str]]:
+    """Of each section those of the lowest hashes, but none with a word that training would then read nowhere: what it
+    has never seen no model can know, and which words those are would be chance."""
+    asked = {name: found for name, found in sections().items() if name.startswith("ask ") and len(found) > 2}
+    kept: dict[str, frozenset[str]] = {}
+    # Dialogues and the small tasks in text alone are two corpora: what one trains the other may lack.
+    for kind in (True, False):
+        kept |= _chosen({name: found for name, found in asked.items() if name.startswith("ask plain.") == kind})
+    return kept
+
+
+def _chosen(asked: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
+    left = Counter(word for found in asked.values() for line in found for word in _literal_words(line))
+    kept = {}
+    for name, found in asked.items():
+        chosen: set[str] = set()
+        for line in sorted(found, key=_hash):
+            if len(chosen) < math.ceil(HELD_OUT_PHRASINGS * len(found)):
+                own = _literal_words(line)
+                if all(left[word] > 1 for word in own):
+                    left.subtract(own)
+                    chosen.add(line)
+        kept[name] = frozenset(chosen) or frozenset([min(found, key=_hash)])
+    return kept
+
+
+def _literal_words(line: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z']+", re.sub(r"{\w+}", " ", line).lower()))
 
 
 def is_held_out(key: str, values: object) -> bool:
-    """Whether a combination of values belongs to evaluation. `repr(values)` must say all of it."""
+    """Whether a combination of values belongs to evaluation. `repr(values)` must say all of it.
+
+    Of what ends in on or off (a bool) one is held out at most: training knows every thing and room.
+    """
+    if isinstance(values, tuple) and isinstance(values[-1], bool):
+        number = int(_hash(f"{key}|{values[:-1]!r}")[:8], 16)
+        return number < 2 * HELD_OUT_VALUES * 2**32 and values[-1] == bool(number % 2)
     return int(_hash(f"{key}|{values!r}")[:8], 16) < HELD_OUT_VALUES * 2**32
 
 

@@ -9,7 +9,7 @@ from samples.nano.texts.dialogues import Scene, Turn
 from samples.nano.texts.grammar import words
 from samples.nano.texts.scenes.draw import Draw
 
-MAX_ITEMS = 6
+MAX_ITEMS = 4
 
 
 def shopping(draw: Draw) -> Scene:
