@@ -43,7 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of users and what they are heard in (default: 1)")
     parser.add_argument("--takes", type=arguments.takes, default=1, help="users that say each question (default: 1)")
     parser.add_argument("--limit", type=int, help="render the first clips of each set alone")
-    parser.add_argument("--snr", type=float, metavar="DB", help="all users at this ratio (default: 5 to 30, and clean)")
+    parser.add_argument(
+        "--snr",
+        type=float,
+        metavar="DB",
+        help="all users at this ratio (default: 5 to 30, held out from 10, and clean)",
+    )
     parser.add_argument("--hibari-only", action="store_true", help="no espeak-ng or flite, though they be installed")
     parser.add_argument("--shard", type=int, default=256, metavar="CLIPS", help="clips a shard (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
