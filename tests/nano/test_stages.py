@@ -124,7 +124,8 @@ def test_every_drill_and_muon(work: Path) -> None:
     command(work, "text", *few, "--figures-share", "0.4", "--copy-share", "0.3", "--replies-weight", "1")
     command(work, "prealign", *few, "--hear-share", "0.5", "--read-share", "0.5", "--head-context", "2")
     drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-sampled", "3"]
-    command(work, "cocktail1", *few, *drills)
+    refused(work, "run python -m samples.nano hear", "cocktail1", *few, "--hear-two-share", "0.5")
+    command(work, "cocktail1", *few, *drills, "--hear-share", "0.3", "--hear-dropout", "0.1", "--backbone-rate", "0.5")
     names = ("start", "text", "prealign", "cocktail1")
     weights = [(work / name / "model.safetensors").read_bytes() for name in names]
     assert len(set(weights)) == len(names), "each stage moves something"

@@ -169,11 +169,15 @@ def test_two_questions_in_one_breath(loaded: Loaded) -> None:
     with pytest.raises(Error, match="hear"):
         corpus.heard_and_written(first, 0, second)
     for item, rows in ((first, 7), (second, 9)):
-        said = item.turn.text
-        corpus.mels[said, 0] = Heard(np.empty((0, 0), np.float32), -(-rows // 5), np.full((rows, 4), rows, np.float16))
+        heard = Heard(np.empty((0, 0), np.float32), -(-rows // 5), np.full((rows, 4), rows, np.float16))
+        for take in range(corpus.sounds.takes):  # type: ignore[union-attr]
+            corpus.mels[item.turn.text, take] = heard
     both = corpus.heard_and_written(first, 0, second)
     assert both.placeholders == (4,) and both.encoded[0][:, 0].tolist() == [7.0] * 7 + [9.0] * 9
     assert corpus.prompter.tokenizer.decode(both.text_ids[:-1].tolist()) == f"{first.turn.text} {second.turn.text}"
+    found = [speech_batches(corpus, 1, 1, Shares(hear=1, both=share), [first, second])(0) for share in (0.0, 1.0)]
+    clips = [(batch.ids == corpus.prompter.model.text_ids.audio).sum(1).tolist() for batch in found]
+    assert max(clips[0]) <= 2 < min(clips[1])
 
 
 def test_what_is_heard_is_dropped_in_training_alone(loaded: Loaded) -> None:

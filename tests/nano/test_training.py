@@ -196,6 +196,19 @@ def test_muon_moves_the_layers_matrices() -> None:
     assert len(make_optimizers(model, SCHEDULE).parts) == 1
 
 
+def test_what_was_trained_before_moves_at_its_own_rate() -> None:
+    model = layered()
+    slow = dataclasses.replace(MUON, slow=("layers.0.",), slow_rate=0.25)
+    optimizers = make_optimizers(model, slow)
+    optimizers.set_learning_rate(1.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {names[id(p)]: g["lr"] for part in optimizers.parts for g in part.param_groups for p in g["params"]}
+    assert set(rates) == set(names.values())
+    for name, rate in rates.items():
+        in_layer = name.startswith("layers.") and name.endswith("weight")
+        assert rate == (MUON.muon_rate if in_layer else 1.0) * (0.25 if name.startswith("layers.0.") else 1.0)
+
+
 @pytest.mark.parametrize("schedule", [SCHEDULE, MUON], ids=["adamw", "muon"])
 def test_both_learn_and_are_taken_up(tmp_path: Path, schedule: Schedule) -> None:
     whole, done = run(tmp_path / "whole", layered(), schedule=schedule, loss=of_layers, log_every=5)

@@ -57,6 +57,10 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
     if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
         hear.use(corpus, options.work / hear.HEARD, loaded.model)
+    if options.hear_two_share and not corpus.mels:
+        raise Error(
+            "--hear-two-share joins what was heard before: run python -m samples.nano hear, give --encoder keep"
+        )
     batches = speech_batches(
         corpus,
         stages.batch_of(options, stage),

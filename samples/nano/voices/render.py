@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--snr",
         type=float,
         metavar="DB",
-        help="all users at this ratio (default: 5 to 30, held out from 10, and clean)",
+        help="all users at this (default: 5 to 30, held out from 10, and clean)",
     )
     parser.add_argument("--hibari-only", action="store_true", help="no espeak-ng or flite, though they be installed")
     parser.add_argument("--shard", type=int, default=256, metavar="CLIPS", help="clips a shard (default: %(default)s)")
