@@ -39,4 +39,4 @@ share = _number(1.0, "a number from 0 to 1")
 lead_steps = _whole(0, 100)  # 20 s of silence
 rows = _whole(1, 4096)  # sequences or pieces of a step: a batch is made whole in memory
 takes = _whole(1, 1000)
-positions = _whole(0, 1 << 20)
+positions = _whole(0, 4096)  # of a prompt

@@ -138,13 +138,13 @@ def test_words_begin_alike(tmp_path: Path) -> None:
 
 def test_codes_begin_as_the_scalars_they_are() -> None:
     """Codes that differ in one scalar by one level are nearer to each other than to others; each is still its own."""
-    levels, width = (3, 5, 3), 64
+    levels, width = (3, 5, 7), 64
     quantizer = Quantizer(levels)
     table = torch.zeros(quantizer.codes + 2, width)
     assert codetable.lay(table, levels, 0.5, seed=1)
     assert not table[quantizer.codes :].any() and abs(float(table[: quantizer.codes].std()) - 0.5) < 0.1
     scalars = quantizer.decode(torch.arange(quantizer.codes))
-    # A least-squares map finds the scalars in the rows, as the head's first matrix can.
+    # A least-squares map finds the scalars in the rows, as the head's first matrix can: more codes than its width.
     found = torch.linalg.lstsq(table[: quantizer.codes], scalars).solution
     assert (table[: quantizer.codes] @ found - scalars).abs().max() < 0.3
     apart = torch.cdist(table[: quantizer.codes], table[: quantizer.codes])

@@ -124,7 +124,8 @@ def test_every_drill_and_muon(work: Path) -> None:
     command(work, "text", *few, "--figures-share", "0.4", "--copy-share", "0.3", "--replies-weight", "1")
     command(work, "prealign", *few, "--hear-share", "0.5", "--read-share", "0.5", "--head-context", "2")
     drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-sampled", "3"]
-    refused(work, "run python -m samples.nano hear", "cocktail1", *few, "--hear-two-share", "0.5")
+    two = ["--hear-share", "0.3", "--hear-two-share", "0.5"]
+    refused(work, "run python -m samples.nano hear", "cocktail1", *few, *two)
     command(work, "cocktail1", *few, *drills, "--hear-share", "0.3", "--hear-dropout", "0.1", "--backbone-rate", "0.5")
     names = ("start", "text", "prealign", "cocktail1")
     weights = [(work / name / "model.safetensors").read_bytes() for name in names]
@@ -159,6 +160,9 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(work, shares, "text", "--copy-share", "0.6", "--figures-share", "0.6")
     refused(work, shares, "cocktail1", "--hear-share", "0.6", "--figures-share", "0.6")
     refused(work, "beside --head-context alone", "prealign", "--head-sampled", "1")
+    refused(work, "is a share of --hear-share", "prealign", "--hear-two-share", "0.1")
+    refused(work, "leaves nothing to hear", "cocktail1", "--hear-dropout", "1")
+    refused(work, "the backbone does not move", "prealign", "--backbone-rate", "0.5")
     command(work, "start")
     refused(work, "exists and is not an empty folder", "start")
     refused(work, "has none of the checkpoints", "evaluate")

@@ -92,6 +92,24 @@ def test_no_text_of_a_held_out_phrasing_is_one_of_a_training_phrasing() -> None:
             assert not ours & theirs, name
 
 
+def test_a_held_out_question_has_no_word_that_training_lacks() -> None:
+    """Nobody could know what it means; of what is on or off, training has one."""
+    for kind in (True, False):
+        asked = [n for n in grammar.sections() if n.startswith("ask ") and n.startswith("ask plain.") == kind]
+        ours, theirs = (
+            {w for n in asked for line in grammar.phrasings(n, side) for t in _texts(line) for w in _words(t)}
+            for side in (True, False)
+        )
+        assert ours and not ours - theirs
+    sides = [[grammar.is_held_out("home.device", (str(name), on)) for on in (True, False)] for name in range(200)]
+    assert [True, True] not in sides
+    assert [True, False] in sides and [False, True] in sides and sides.count([False, False]) > 100
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"{\w+}", " ", text).split()
+
+
 FRAME = re.compile(r"^((please|hey|okay|can you|could you|i want you to|now|and|so) )+| please$")
 
 

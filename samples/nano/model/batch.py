@@ -119,13 +119,13 @@ class Places:
     """Where the rows of a speech head that sees a part of a sequence stand, and what each counts for."""
 
     positions: Tensor  # int64 [B, T * G], of the whole sequence: what the rotary embedding turns by
-    key_bias: Tensor  # float32 [B, T * G], added to the scores of a key
+    key_bias: Tensor | None  # float32 [B, T * G], added to the scores of a key; None: nothing is
 
     @classmethod
-    def of(cls, at: Tensor, bias: Tensor, size: int) -> Places:
+    def of(cls, at: Tensor, bias: Tensor | None, size: int) -> Places:
         """From backbone positions and biases [B, T]."""
         rows = at[..., None] * size + torch.arange(size, device=at.device)
-        return cls(rows.flatten(1), bias[..., None].expand(*bias.shape, size).flatten(1))
+        return cls(rows.flatten(1), None if bias is None else bias[..., None].expand(*bias.shape, size).flatten(1))
 
 
 def near_reply(hidden: Tensor, batch: Batch, context: int, sampled: int = 0) -> tuple[Tensor, Batch, Places]:
@@ -133,7 +133,8 @@ def near_reply(hidden: Tensor, batch: Batch, context: int, sampled: int = 0) -> 
 
     Of each sequence the positions from `context` before its first pick on, and before them `sampled` drawn from the
     rest of the prompt, each of which counts in attention's sums as often as it stands for others: an estimate of
-    what the head sees on the device, where it sees all.
+    what the head sees on the device, where it sees all. (On average the reply's rows get it right in the first layer;
+    behind it a sampled row has seen itself as often as it counts.)
     """
     size = batch.groups.shape[2]
     spoken = batch.speech_weight.unflatten(1, (-1, size)).amax(dim=2) > 0  # [B, T]
@@ -144,6 +145,7 @@ def near_reply(hidden: Tensor, batch: Batch, context: int, sampled: int = 0) -> 
     start = (first - context).clamp(min=0)
     width = max(1, int((last - start).amax()) + 1)
     near = start[:, None] + torch.arange(width, device=device)
+    sampled = min(sampled, int(start.max()))
     far, bias = _sample(start, sampled)
     at = torch.cat([far, near], dim=1)
     inside = torch.cat([torch.zeros_like(far, dtype=torch.bool), near < length], dim=1)[..., None]
@@ -164,7 +166,8 @@ def near_reply(hidden: Tensor, batch: Batch, context: int, sampled: int = 0) -> 
         speech_target=cut_picks(batch.speech_target).flatten(1),
         speech_weight=weight.flatten(1),
     )
-    return cut(hidden), kept, Places.of(at, torch.cat([bias, bias.new_zeros(near.shape)], dim=1), size)
+    biases = torch.cat([bias, bias.new_zeros(near.shape)], dim=1) if sampled else None
+    return cut(hidden), kept, Places.of(at, biases, size)
 
 
 def _sample(start: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from samples.nano.codec.quantizer import Quantizer
+
 # Of a row's length: the scalars, their squares (what else would tell the middle level?), products of two, and what is a
 # code's own.
 _SHARES = 0.6, 0.15, 0.15, 0.1
@@ -24,7 +26,7 @@ def lay(codebook: Tensor, levels: tuple[int, ...], std: float, seed: int) -> boo
     Args:
         levels: of each scalar; a code's digits in mixed radix, the first the least (codec/quantizer.py).
     """
-    kinds = _told(levels)
+    kinds = _told(Quantizer(levels).levels)
     width, count = codebook.shape[1], sum(kind.shape[1] for kind in kinds)
     if count > width:
         return False

@@ -68,8 +68,8 @@ class Attention(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None = None) -> Tensor:
     """Causal attention, all [B, heads, T, d]. On a CPU it is written out: PyTorch's own kernel takes five times as long
-    at a few hundred positions, most of it on the way back (docs/NOTES.md). It needs no memory for the scores, though,
-    and is taken where they would be many.
+    at a few hundred positions, most of it on the way back (docs/NOTES.md). Without biases it needs no memory for the
+    scores, though, and is taken where they would be many.
 
     Args:
         key_bias: float32 [B, T], added to the scores of each key.
@@ -130,7 +130,7 @@ class Stack(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None, key_bias: Tensor | None = None) -> Tensor:
         """
         Args:
-            positions: int64 [B, T], ascending; None: 0, 1, ...
+            positions: int64 [B, T], what the rotary embedding turns by; None: 0, 1, ...
             key_bias: float32 [B, T], added to attention's scores of each row as a key.
         """
         if positions is None:

@@ -20,6 +20,7 @@ from samples.nano.stages.data import Item
 from samples.nano.texts.dialogues import Dialogue
 from samples.nano.texts.store import read_dialogues
 from samples.nano.voices import other_voices
+from samples.nano.voices.conditions import SNR_DB
 from samples.nano.voices.jobs import Job, user_jobs
 from samples.nano.voices.packages import file_sha256
 from samples.nano.voices.render import VERSION, speak
@@ -71,7 +72,8 @@ class HeldOutUsers:
     def __init__(self, texts: Path, condition: str, engines: Sequence[str], seed: int = 1) -> None:
         jobs = user_jobs(texts, seed, engines, splits=["held_out"], snr_db=level_of(condition))
         self._jobs = {job.text: job for job in jobs}
-        self.told = f"render {VERSION}, seed {seed}, {', '.join(engines)}"
+        drawn = "{} to {} dB".format(*SNR_DB[True])
+        self.told = f"render {VERSION}, seed {seed}, {', '.join(engines)}, {drawn}"
 
     def question(self, text: str, take: int) -> Array | None:
         job = self._jobs.get(text)

@@ -97,7 +97,7 @@ class Corpus:
         return {n: heard for n, heard in found.items() if heard is not None}
 
     def mel(self, text: str, take: int) -> Heard | None:
-        """A question as one of its users said it; higher takes are theirs again, begun a little later, then hurried."""
+        """A question as one of its users said it; higher takes are theirs again, later, half of them hurried."""
         if self.sounds is None:
             return None
         key = text, take % self.sounds.takes
@@ -108,7 +108,7 @@ class Corpus:
             self.mels[key] = Heard.of(pcm, self.prompter.model)
         size = self.prompter.model.group_size
         again = take // self.sounds.takes
-        return self.mels[key].later(again % size, size, hurried=again // size)
+        return self.mels[key].later(again % size, size, hurried=again // size * (again // size % 2))
 
     def spoken(self, item: Item, reply: Item | None = None, *, take: int = 0, typed: bool = False) -> batches.Sequence:
         """In text and speech.

@@ -40,16 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
 
 def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     shares = Shares(
-        options.hear_share,
-        options.read_share,
-        options.copy_share,
-        options.figures_share,
-        options.text_share,
-        options.typed_share,
-        options.hear_two_share,
+        hear=options.hear_share,
+        read=options.read_share,
+        copy=options.copy_share,
+        figures=options.figures_share,
+        text=options.text_share,
+        typed=options.typed_share,
+        both=options.hear_two_share,
     )
     if shares.hear + shares.read + shares.copy + shares.figures > 1 + 1e-9:  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
         raise Error(f"the shares of drills are no more than 1 together; found {shares}")
+    if options.hear_two_share and not options.hear_share:
+        raise Error("--hear-two-share is a share of --hear-share, which is 0")
+    if options.hear_dropout == 1:
+        raise Error("--hear-dropout 1 leaves nothing to hear")
+    if options.backbone_rate != 1 and stage.trains == stages.ADAPTER_AND_HEAD:
+        raise Error("--backbone-rate: in pre-alignment the backbone does not move")
     if options.head_sampled and options.head_context is None:
         raise Error("--head-sampled means something beside --head-context alone: without it the head sees all")
     loaded = stages.open_source(options, stage)

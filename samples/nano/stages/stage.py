@@ -33,6 +33,7 @@ ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_inver
 ALL = ("",)
 # What came from Whisper, which has heard more people than this recipe renders.
 ENCODER = tuple(f"continuous_audio_tower.{part}" for part in ("conv1.", "conv2.", "layers.", "ln_post."))
+_RECIPE = 2  # raised where a step's batch is no longer the one it was
 _FREE = ("minutes", "device", "steps", "learning_rate")  # may change; of the last two the trainer keeps its own record
 
 
@@ -78,9 +79,13 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--align", choices=("lead", "words"), default="lead", help="where a reply's text stands")
     parser.add_argument("--sil-weight", type=weight, default=layout.sil_weight, help="of silence in the text's loss")
-    parser.add_argument("--history-weight", type=weight, default=layout.history_weight, help="of earlier replies' text")
+    parser.add_argument(
+        "--history-weight", type=weight, default=layout.history_weight, help="of earlier replies in the prompt"
+    )
     parser.add_argument("--speech-share", type=weight, default=1.0, help="of the speech loss, beside the text's 1")
-    parser.add_argument("--backbone-rate", type=share, default=1.0, help="of the learning rate, at which it moves")
+    parser.add_argument(
+        "--backbone-rate", type=share, default=1.0, help="share of the learning rate for the text backbone"
+    )
 
 
 def layout_of(options: argparse.Namespace) -> Layout:
@@ -154,6 +159,7 @@ def pin(folder: Path, loaded: Loaded, options: argparse.Namespace) -> None:
     """
     given = {key: value for key, value in vars(options).items() if isinstance(value, (int, float, str, type(None)))}
     now = {key: value for key, value in given.items() if key not in _FREE} | {"source": digest(loaded.folder)}
+    now["recipe"] = _RECIPE
     if "speech_share" in given:
         now["codec"] = codec_digest(options.work)
     keep_to(folder, now, "give another --output, or remove it to begin anew")

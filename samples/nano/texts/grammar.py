@@ -99,7 +99,7 @@ def _chosen(asked: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
                 if all(left[word] > 1 for word in own):
                     left.subtract(own)
                     chosen.add(line)
-        kept[name] = frozenset(chosen) or frozenset([min(found, key=_hash)])
+        kept[name] = frozenset(chosen)
     return kept
 
 

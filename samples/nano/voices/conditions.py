@@ -16,7 +16,7 @@ from samples.nano.voices.rooms import RATE, Array, Place, Shape, path, speech_le
 ROOMS = 48  # of which every sixth is for evaluation alone
 _HELD_OUT_EVERY = 6
 _CLEAN_SHARE, _DRY_SHARE = 0.25, 0.25
-_SNR_DB = {True: (10, 30), False: (5, 30)}  # by whether it is held out: evaluation asks at 10 and 5 dB by themselves
+SNR_DB = {True: (10, 30), False: (5, 30)}  # by whether it is held out: evaluation asks at 10 and 5 dB by themselves
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def draw_conditions(random: Random, held_out: bool, snr_db: float | None = None)
     numbers = [n for n in range(ROOMS) if (n % _HELD_OUT_EVERY == 0) == held_out]
     room = None if random.random() < _DRY_SHARE else random.choice(numbers)
     noise = random.choice(noises.HELD_OUT if held_out else noises.TRAIN)
-    drawn = None if random.random() < _CLEAN_SHARE else round(random.uniform(*_SNR_DB[held_out]), 1)
+    drawn = None if random.random() < _CLEAN_SHARE else round(random.uniform(*SNR_DB[held_out]), 1)
     return Conditions(
         room,
         noise,
