@@ -1,7 +1,7 @@
 """Speech codes that begin as the numbers they are: an FSQ code is some scalars of a few levels, but as an id of a table
 it has no neighbours, and a model would learn each of thousands of codes by itself. Fresh rows of the codebook are made
 to tell the scalars. Since the codebook is the speech head's output table, too, a fresh head then chooses scalar by
-scalar: after 250 steps it is as far as after thousands (docs/NOTES.md)."""
+scalar: 3.7 nats a code after 250 steps, where rows drawn at random had 5.2 (docs/NOTES.md)."""
 
 from __future__ import annotations
 
