@@ -36,3 +36,11 @@ class SeededSounds:
     def starts_s(self, text: str) -> Any:
         """A word every 0.7 s."""
         return [0.7 * n for n in range(len(text.split()))]
+
+
+class ListedSounds(SeededSounds):
+    """Seeded sounds with the list that rendered ones have."""
+
+    @property
+    def clips(self) -> dict[str, list[Any]]:
+        return {text: [self.question(text, take) for take in range(2)] for text in ("on", "off", "what time is it")}

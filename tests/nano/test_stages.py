@@ -27,12 +27,12 @@ from samples.nano import __main__ as commands
 from samples.nano import training
 from samples.nano.model.checkpoint import load
 from samples.nano.settings import TINY
-from samples.nano.stages import evaluate
+from samples.nano.stages import evaluate, hear
 from samples.nano.stages import stage as stages
 from samples.nano.texts.dialogues import Dialogue, dialogues
 from samples.nano.texts.store import write_dialogues
 from samples.nano.voices.packages import WHISPER_TINY_EN, is_installed
-from tests.nano.sounds import RATE_HZ, SeededSounds
+from tests.nano.sounds import RATE_HZ, ListedSounds, SeededSounds
 
 SOUNDS = SeededSounds(TINY.codec.codes, codes=20)
 
@@ -127,12 +127,24 @@ def test_every_drill_and_muon(work: Path) -> None:
     two = ["--hear-share", "0.3", "--hear-two-share", "0.5"]
     refused(work, "run python -m samples.nano hear", "cocktail1", *few, *two)
     command(work, "cocktail1", *few, *drills, "--hear-share", "0.3", "--hear-dropout", "0.1", "--backbone-rate", "0.5")
+    last = ["cocktail2", "--source", str(work / "cocktail1"), *few, "--encoder", "last", "--hear-share", "0.5"]
+    heard_by(work / "cocktail1", work / "heard", last=True)
+    refused(work, "run python -m samples.nano hear --before-last again", *last)
+    heard_by(work / "cocktail1", work / "heard", last=False)
+    command(work, *last)
     names = ("start", "text", "prealign", "cocktail1")
     weights = [(work / name / "model.safetensors").read_bytes() for name in names]
     assert len(set(weights)) == len(names), "each stage moves something"
     backbones = [backbone_of(work / name) for name in names]
     assert backbones[1] == backbones[2], "pre-alignment leaves the backbone as it is"
     assert len(set(backbones)) == 3
+
+
+def heard_by(checkpoint: Path, folder: Path, *, last: bool) -> None:
+    """What the command `hear` does, of sounds that were not rendered."""
+    loaded = load(checkpoint)
+    found = hear.encode(loaded, ListedSounds(9), torch.device("cpu"), last=last)  # type: ignore[arg-type]
+    hear.write(folder, hear.digest(loaded.model, last=last), found)
 
 
 def backbone_of(checkpoint: Path) -> bytes:

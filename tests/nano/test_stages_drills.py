@@ -9,7 +9,6 @@ import copy
 import json
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from samples.nano.model.batch import Sequence, collate, near_reply
 from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
-from samples.nano.stages import hear
+from samples.nano.stages import examples, hear
 from samples.nano.stages.data import Corpus, Item, Shares, last_replies, speech_batches, text_batches
 from samples.nano.stages.drills import FIGURES, HEAR, figures, hear_items, read_items
 from samples.nano.stages.examples import Heard, Prompter, history_weight
@@ -35,7 +34,7 @@ from samples.nano.texts.numbers import canonical, clock, part_of_day
 from samples.nano.texts.tools import TOOLS
 from samples.nano.texts.train_tokenizer import TEMPLATE
 from tests import tolerances
-from tests.nano.sounds import SeededSounds
+from tests.nano.sounds import ListedSounds, SeededSounds
 
 
 @pytest.fixture(scope="module")
@@ -205,16 +204,8 @@ def test_history_counts_from_its_second_id(loaded: Loaded) -> None:
     assert history_weight(sequence.prompt_ids, loaded.config, 0.0) is None
 
 
-class Rendered(SeededSounds):
-    """Seeded sounds with the list that rendered ones have."""
-
-    @property
-    def clips(self) -> dict[str, list[Any]]:
-        return {text: [self.question(text, take) for take in range(2)] for text in ("on", "off", "what time is it")}
-
-
 def test_what_was_heard_once_is_what_the_encoder_says(loaded: Loaded, tmp_path: Path) -> None:
-    sounds = Rendered(TINY.codec.codes)
+    sounds = ListedSounds(TINY.codec.codes)
     found = hear.encode(loaded, sounds, torch.device("cpu"))  # type: ignore[arg-type]
     hear.write(tmp_path, hear.digest(loaded.model), found)
     kept = hear.read(tmp_path, loaded.model)
@@ -233,8 +224,34 @@ def test_what_was_heard_once_is_what_the_encoder_says(loaded: Loaded, tmp_path: 
         assert float((rows[0] - rows[1]).abs().max()) < tolerances.HEARD_RELATIVE * float(rows[1].abs().max())
 
 
+@pytest.mark.parametrize("seconds", [0.64, 6.4], ids=["one window", "several"])
+def test_the_last_layer_can_follow_later(loaded: Loaded, seconds: float) -> None:
+    """Rows that enter it are kept, and through it become what the whole encoder makes; only it is then moved."""
+    model, sound = copy.deepcopy(loaded.model), SeededSounds(TINY.codec.codes).question("on", 0)
+    # Lengths of even rows: of an odd one's last row only the whole encoder hears anything.
+    heard = [Heard.of(np.resize(sound, int(16000 * length)), loaded.config) for length in (seconds, 0.48)]
+    entering = hear.rows_of(model, heard, torch.device("cpu"), last=False)
+    both = [Heard(h.mel[:, :0], h.placeholders, rows) for h, rows in zip(heard, entering, strict=True)]
+    audio = loaded.config.text_ids.audio
+
+    def rows(of: list[Heard]) -> torch.Tensor:
+        count = sum(h.placeholders for h in of)
+        sequence = Sequence(np.full(count, audio), np.zeros(1, np.int64), **examples.clips(dict(enumerate(of))))
+        return model.audio_rows(collate([sequence], loaded.config))
+
+    found, wanted = rows(both), rows(heard)
+    assert found.shape == wanted.shape
+    difference = (found - wanted).detach().abs().max()
+    assert float(difference) < tolerances.HEARD_RELATIVE * float(wanted.detach().abs().max())
+    found.sum().backward()
+    moved = {name for name, p in model.continuous_audio_tower.named_parameters() if p.grad is not None}
+    last = f"layers.{loaded.config.encoder.num_layers - 1}."
+    assert {name.split(".")[0] for name in moved} == {"layers", "ln_post", "proj"}
+    assert all(name.startswith(last) for name in moved if name.startswith("layers."))
+
+
 def test_another_encoder_does_not_get_it(loaded: Loaded, tmp_path: Path) -> None:
-    hear.write(tmp_path, hear.digest(loaded.model), hear.encode(loaded, Rendered(9), torch.device("cpu")))  # type: ignore[arg-type]
+    hear.write(tmp_path, hear.digest(loaded.model), hear.encode(loaded, ListedSounds(9), torch.device("cpu")))  # type: ignore[arg-type]
     other = copy.deepcopy(loaded.model)
     with torch.no_grad():
         other.continuous_audio_tower.layers[0].fc1.bias += 1

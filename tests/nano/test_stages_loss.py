@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 from pathlib import Path
@@ -26,7 +27,7 @@ from samples.nano.stages.examples import Prompter
 from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import cross_entropy, preference, score, text_cross_entropy
 from samples.nano.stages.pairs import KINDS, preference_batches
-from samples.nano.stages.stage import ALL, ENCODER, Stage, freeze
+from samples.nano.stages.stage import ALL, Stage, freeze, kept_of_encoder
 from samples.nano.texts.dialogues import dialogues
 from tests import tolerances
 from tests.nano.sounds import SeededSounds
@@ -142,12 +143,15 @@ def test_what_a_stage_moves(model: Any, corpus: Corpus, stage: Stage) -> None:
         assert torch.equal(parameter, before[name]) != name.startswith(stage.trains), name
 
 
-def test_whispers_encoder_can_stay(model: Any, corpus: Corpus) -> None:
-    freeze(model, ALL, ENCODER)
+@pytest.mark.parametrize("encoder", ["keep", "last", "train"])
+def test_whispers_encoder_can_stay(model: Any, corpus: Corpus, encoder: str) -> None:
+    layers = model.config.encoder.num_layers
+    freeze(model, ALL, kept_of_encoder(layers, argparse.Namespace(encoder=encoder)))
     cross_entropy(model, speech_batches(corpus, 2, 1)(0))[0].backward()
     still = {name for name, p in model.named_parameters() if p.grad is None}
     tower = {name for name, _ in model.named_parameters() if name.startswith("continuous_audio_tower.")}
-    assert tower - still == {"continuous_audio_tower.proj.weight", "continuous_audio_tower.proj.bias"}
+    behind = {"keep": ("proj.",), "last": (f"layers.{layers - 1}.", "ln_post.", "proj."), "train": ("",)}[encoder]
+    assert tower - still == {n for n in tower if n.removeprefix("continuous_audio_tower.").startswith(behind)}
     assert still < tower
 
 

@@ -36,7 +36,8 @@ class Sequence:
         text_weight: float32 [S], share of each text id in the loss.
         speech_weight: float32 [S, G], of each pick.
         prompt_weight: float32 [P - 1], of predicting prompt id n + 1 at position n; None: nothing of the prompt.
-        encoded: instead of `mels`, what a frozen encoder makes of each clip: 25 Hz rows [rows, d_model] before ln_post.
+        encoded: instead of `mels`, what a frozen encoder makes of each clip: 25 Hz rows [rows, d_model] before ln_post,
+            or where its last layer is not frozen what enters that, two 50 Hz rows for each [rows, 2, d_model].
     """
 
     prompt_ids: Array
@@ -73,7 +74,8 @@ class Batch:
     mel: Tensor  # float32 [W, n_mels, frames]
     mel_frames: Tensor  # int64 [W]
     pairs: Tensor  # int64 [N, 2]: rows of all windows, flattened, that are averaged
-    encoded: Tensor  # float32 [N, d_model], or [0, d_model]: the encoder is to make them of `mel`
+    encoded: Tensor  # float32 [N, d_model] or [N, 2, d_model], or [0, d_model]: the encoder is to make them of `mel`
+    windows: Tensor  # int64 [W, R]: pairs of `encoded` in each of its windows, N where there are none; else [0, 0]
     audio_groups: Tensor  # int64 [A, G]: 25 Hz rows of each placeholder; N is a row of zeros
     audio_at: Tensor  # int64 [A]: where they go, in [B * T]
     speech: bool = field(default=True)  # any sequence has speech
@@ -229,6 +231,8 @@ def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict
     groups: list[Array] = []
     at: list[int] = []
     made = 0
+    windowed: list[Array] = []  # where `encoded` has yet to pass through the last layer, the rows of each window
+    half = model.encoder.n_window // 2
     for b, s in enumerate(sequences):
         places = np.flatnonzero(s.prompt_ids == model.text_ids.audio)
         clips = s.encoded or s.mels
@@ -241,6 +245,8 @@ def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict
             if s.encoded:
                 encoded.append(clip[: count * size].astype(np.float32))
                 rows = len(encoded[-1])
+                if encoded[-1].ndim == 3:
+                    windowed += [made + np.arange(start, min(start + half, rows)) for start in range(0, rows, half)]
             else:
                 pieces = [clip[:, start : start + frames] for start in range(0, clip.shape[1], frames)]
                 pairs.append(_pairs(pieces, len(cut) * model.encoder.n_window, model)[: count * size])
@@ -256,11 +262,15 @@ def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict
     for w, piece in enumerate(cut):
         mels[w, :, : piece.shape[1]] = piece
     index = np.concatenate(groups) if groups else np.zeros((0, size), np.int64)
+    layered = np.full((len(windowed), max(map(len, windowed), default=0)), made, np.int64)
+    for w, of in enumerate(windowed):
+        layered[w, : len(of)] = of
     return {
         "mel": torch.from_numpy(mels),
         "mel_frames": torch.tensor([piece.shape[1] for piece in cut], dtype=torch.int64),
         "pairs": torch.from_numpy(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)),
         "encoded": torch.from_numpy(np.concatenate(encoded) if encoded else np.zeros((0, width), np.float32)),
+        "windows": torch.from_numpy(layered),
         "audio_groups": torch.from_numpy(np.where(index < 0, made, index)),
         "audio_at": torch.tensor(at, dtype=torch.int64),
     }

@@ -30,7 +30,10 @@ class WindowAttention(nn.Module):
             projection(h).view(h.shape[0], h.shape[1], self.heads, -1).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+        # Written out: a window is short, and PyTorch's own kernel is slow on its way back (`layers.attend`).
+        scores = (q @ k.transpose(-1, -2)).float() * q.shape[3] ** -0.5
+        scores = scores.masked_fill(~keep[:, None, None, :], torch.finfo(torch.float32).min)
+        mixed = scores.softmax(dim=-1).to(v.dtype) @ v
         return self.out_proj(mixed.transpose(1, 2).reshape(h.shape))
 
 
@@ -72,13 +75,32 @@ class Encoder(nn.Module):
         x = functional.gelu(self.conv2(x)).transpose(1, 2)
         return x + sinusoids(x.shape[1], self.d_model).to(x)
 
-    def rows(self, mel: Tensor, frames: Tensor) -> Tensor:
-        """mel [W, n_mels, F] -> [W, (F + 1) / 2, d_model] after the last layer; rows past `frames` mean nothing."""
+    def rows(self, mel: Tensor, frames: Tensor, *, last: bool = True) -> Tensor:
+        """mel [W, n_mels, F] -> [W, (F + 1) / 2, d_model] after the last layer; rows past `frames` mean nothing.
+
+        Args:
+            last: False leaves the last layer to `last_layer`.
+        """
         x = self.convolve(mel, frames)
         keep = torch.arange(x.shape[1], device=x.device) < (frames[:, None] + 1) // 2
-        for layer in self.layers:
+        for layer in self.layers if last else self.layers[:-1]:
             x = layer(x, keep)
         return x
+
+    def last_layer(self, pairs: Tensor, windows: Tensor) -> Tensor:
+        """What is left to do behind `rows(..., last=False)`.
+
+        Args:
+            pairs: [N, 2, d_model], the rows of all clips two by two.
+            windows: int64 [W, R], the pairs of each window one after another, N where there are none.
+        Returns:
+            25 Hz rows [N, d_model] before ln_post.
+        """
+        padded = functional.pad(pairs, (0, 0, 0, 0, 0, 1))
+        real = windows < len(pairs)
+        x = self.layers[-1](padded[windows].flatten(1, 2), real.repeat_interleave(2, dim=1))
+        found: Tensor = x.unflatten(1, (-1, 2)).mean(dim=2)[real]
+        return found
 
     def project(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """pairs [N, 2, d_model] -> (their mean [N, d_model], tower rows [N, hidden])."""

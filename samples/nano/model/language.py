@@ -91,6 +91,8 @@ class LanguageHalf(nn.Module):
 
         Those that the batch brings along, or else the encoder's.
         """
+        if batch.encoded.dim() == 3:
+            return self.continuous_audio_tower.last_layer(batch.encoded, batch.windows)
         if len(batch.encoded):
             return batch.encoded
         rows = self.continuous_audio_tower.rows(batch.mel, batch.mel_frames).flatten(0, 1)

@@ -30,7 +30,7 @@ _LEFT_OUT = 0.05  # of the rows of a clip that is hurried
 class Heard:
     """What a user said: float32 mel [n_mels, frames], normalised, and its placeholders.
 
-    `encoded`: what a frozen encoder makes of it, 25 Hz rows [rows, d_model] before ln_post; the mel is then empty.
+    `encoded`: what a frozen encoder makes of it, as a `Sequence` has it; the mel is then empty.
     """
 
     mel: Array

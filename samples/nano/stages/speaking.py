@@ -61,11 +61,13 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     loaded = stages.open_source(options, stage)
     loaded.model.hear_dropout = options.hear_dropout
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
-    if options.encoder == "keep" or stage.trains == stages.ADAPTER_AND_HEAD:
-        hear.use(corpus, options.work / hear.HEARD, loaded.model)
+    frozen = stage.trains == stages.ADAPTER_AND_HEAD
+    if options.encoder != "train" or frozen:
+        last = options.encoder != "last" or frozen
+        hear.use(corpus, options.work / hear.HEARD, loaded.model, last=last)
     if options.hear_two_share and not corpus.mels:
         raise Error(
-            "--hear-two-share joins what was heard before: run python -m samples.nano hear, give --encoder keep"
+            "--hear-two-share joins what was heard before: run python -m samples.nano hear, give --encoder keep or last"
         )
     batches = speech_batches(
         corpus,

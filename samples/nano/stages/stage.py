@@ -28,11 +28,12 @@ from samples.nano.texts.store import read_dialogues
 
 Loss = Callable[[LanguageHalf, Batch], tuple[Tensor, dict[str, Tensor]]]
 BACKBONE = ("language_model.",)
+# What was trained before, on text alone or on other speech, where all else is fresh.
+OLD = (*BACKBONE, "continuous_audio_tower.layers.")
 # What stands between sound and backbone, and between backbone and codes: all that pre-alignment trains.
 ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
 ALL = ("",)
-# What came from Whisper, which has heard more people than this recipe renders.
-ENCODER = tuple(f"continuous_audio_tower.{part}" for part in ("conv1.", "conv2.", "layers.", "ln_post."))
+_ENCODER = "continuous_audio_tower."
 _RECIPE = 2  # raised where a step's batch is no longer the one it was
 _FREE = ("minutes", "device", "steps", "learning_rate")  # may change; of the last two the trainer keeps its own record
 
@@ -73,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
 def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of stages that train speech."""
     layout = Layout()
-    parser.add_argument("--encoder", choices=("train", "keep"), default="train", help="keep: it stays Whisper's")
+    parser.add_argument(
+        "--encoder",
+        choices=("train", "last", "keep"),
+        default="train",
+        help="keep: it stays Whisper's; last: all but its last layer does",
+    )
     parser.add_argument(
         "--lead-steps", type=arguments.lead_steps, default=layout.lead_steps, help="silent steps before a reply's sound"
     )
@@ -84,7 +90,10 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--speech-share", type=weight, default=1.0, help="of the speech loss, beside the text's 1")
     parser.add_argument(
-        "--backbone-rate", type=share, default=1.0, help="share of the learning rate for the text backbone"
+        "--backbone-rate",
+        type=share,
+        default=1.0,
+        help="share of the learning rate for the text backbone and the encoder's layers",
     )
 
 
@@ -128,7 +137,7 @@ def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
     if options.learning_rate is not None:
         schedule = replace(schedule, learning_rate=options.learning_rate)
     if getattr(options, "backbone_rate", 1.0) != 1.0:
-        schedule = replace(schedule, slow=BACKBONE, slow_rate=options.backbone_rate)
+        schedule = replace(schedule, slow=OLD, slow_rate=options.backbone_rate)
     return replace(schedule, muon=options.muon)
 
 
@@ -147,8 +156,18 @@ def freeze(model: LanguageHalf, trains: tuple[str, ...], keeps: tuple[str, ...] 
 def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
     """The checkpoint the stage begins with, all but `trains` frozen."""
     loaded = load(source_of(options, stage))
-    freeze(loaded.model, stage.trains, ENCODER if getattr(options, "encoder", "") == "keep" else ())
+    freeze(loaded.model, stage.trains, kept_of_encoder(loaded.config.encoder.num_layers, options))
     return loaded
+
+
+def kept_of_encoder(layers: int, options: argparse.Namespace) -> tuple[str, ...]:
+    """Beginnings of the names of what stays as it came from Whisper, which has heard more people than this recipe
+    renders."""
+    kept = {"keep": layers, "last": layers - 1}.get(getattr(options, "encoder", "train"))
+    if kept is None:
+        return ()
+    parts = ["conv1.", "conv2.", *(f"layers.{layer}." for layer in range(kept))]
+    return tuple(_ENCODER + part for part in parts + ["ln_post."] * (kept == layers))
 
 
 def pin(folder: Path, loaded: Loaded, options: argparse.Namespace) -> None:
