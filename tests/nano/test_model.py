@@ -77,6 +77,25 @@ def test_the_backbone(loaded: Loaded, name: str) -> None:
     assert logits.argmax(axis=1).tolist() == golden["text_top5_ids"][:, 0].tolist()
 
 
+@pytest.mark.slow  # half a minute of a C++ compiler
+def test_compiled_layers_say_the_same(loaded: Loaded) -> None:
+    """In every stack, at more than one length, and on the way back."""
+    fused = load(goldens.CHECKPOINT).model
+    fused.fuse()
+    for name in SPEAKING[:2]:
+        batch = collate([sequence(loaded, name)], loaded.config)
+        found = [model.head_hidden(batch, model.hidden(batch)) for model in (fused, loaded.model)]
+        close(found[0], found[1].detach().numpy())
+        for rows, model in zip(found, (fused, loaded.model), strict=True):
+            model.zero_grad()
+            rows.square().mean().backward()
+        for (weight, mine), theirs in zip(fused.named_parameters(), loaded.model.parameters(), strict=True):
+            assert (mine.grad is None) == (theirs.grad is None), weight
+            if mine.grad is not None and theirs.grad is not None and theirs.grad.any():
+                assert tolerances.relative(mine.grad.numpy(), theirs.grad.numpy()) < tolerances.ROWS_RELATIVE, weight
+    loaded.model.zero_grad()
+
+
 @pytest.mark.parametrize("name", SPEAKING)
 def test_the_speech_head(loaded: Loaded, name: str) -> None:
     """Every pick of a reply from one pass."""

@@ -84,6 +84,12 @@ class LanguageHalf(nn.Module):
         self.audio_invert_tower = SpeechHead(model)
         self.language_model = TextModel(model, tied)
 
+    def fuse(self) -> None:
+        """Have what lies between the products of a layer compiled (torch.compile), when they are first used."""
+        for part in self.modules():
+            if isinstance(part, (Encoder, Stack)):
+                part.fused = True
+
     # -- sound in
 
     def pooled(self, batch: Batch) -> Tensor:

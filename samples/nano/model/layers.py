@@ -5,6 +5,10 @@ Plain whole-sequence forms: training sees every position at once, so there is no
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -126,6 +130,7 @@ class Stack(nn.Module):
         self.layers = nn.ModuleList(Layer(c) for _ in range(c.num_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.head_dim, self.theta = c.head_dim, c.rope_theta
+        self.fused = False  # what lies between a layer's products is compiled
 
     def forward(self, x: Tensor, positions: Tensor | None = None, key_bias: Tensor | None = None) -> Tensor:
         """
@@ -136,6 +141,13 @@ class Stack(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         rope = rope_tables(positions[:, None], self.head_dim, self.theta)
+        through = fused(Layer) if self.fused else Layer.__call__
         for layer in self.layers:
-            x = layer(x, rope, key_bias)
+            x = through(layer, x, rope, key_bias)
         return self.norm(x)
+
+
+@cache
+def fused(kind: type[nn.Module]) -> Callable[..., Any]:
+    """The forward of a kind of layer, compiled once for all of them and for every length."""
+    return torch.compile(kind.forward, dynamic=True)

@@ -68,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
     parser.add_argument("--muon", action="store_true", help="Muon for the layers' matrices (default: AdamW for all)")
     parser.add_argument("--batch", type=arguments.rows, help="sequences a step (default: by preset)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile what lies between a layer's products: a minute at first, then quicker; needs a C++ compiler",
+    )
     training.add_training_arguments(parser)
 
 
@@ -157,6 +162,8 @@ def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
     """The checkpoint the stage begins with, all but `trains` frozen."""
     loaded = load(source_of(options, stage))
     freeze(loaded.model, stage.trains, kept_of_encoder(loaded.config.encoder.num_layers, options))
+    if options.compile:
+        loaded.model.fuse()
     return loaded
 
 
