@@ -32,6 +32,7 @@ COMMANDS = {
     "resynthesize": "samples.nano.codec.resynthesize",
     "vocoder": "samples.nano.codec.write_vocoder",
     "start": "samples.nano.model.start",
+    "language": "samples.nano.model.kept",
     "text": "samples.nano.stages.text",
     "hear": "samples.nano.stages.hear",
     "prealign": "samples.nano.stages.prealign",
