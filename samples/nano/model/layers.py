@@ -16,6 +16,7 @@ from torch.nn import functional
 from edge_sdk.config import TransformerConfig
 from edge_sdk.errors import Error
 
+_FORMS = 64
 _LONGEST_WRITTEN_OUT = 640  # positions; at 1,400 of a speech head, 16 sequences kept 5 GB of scores for the way back
 
 
@@ -149,5 +150,11 @@ class Stack(nn.Module):
 
 @cache
 def fused(kind: type[nn.Module]) -> Callable[..., Any]:
-    """The forward of a kind of layer, compiled once for all of them and for every length."""
+    """The forward of a kind of layer, compiled once for all of them and for every length.
+
+    Raises:
+        torch's own: there is no C++ compiler.
+    """
+    # Kinds of steps differ in types and in what has a gradient: more forms than PyTorch would keep.
+    torch._dynamo.config.recompile_limit = _FORMS
     return torch.compile(kind.forward, dynamic=True)
