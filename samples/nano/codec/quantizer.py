@@ -9,8 +9,6 @@ from torch import Tensor
 
 from edge_sdk.errors import Error
 
-_AGAIN = 0.4, 0.2  # how often a code that slipped has a second scalar elsewhere, and then a third
-
 
 class Quantizer:
     """Codes are numbers whose digits are the levels, the first scalar the least: for 3 levels base 3, as CosyVoice's
@@ -36,24 +34,6 @@ class Quantizer:
         half = self.half.to(z.device)
         digits = torch.round(z * half).long() + half
         return (digits * self.weight.to(z.device)).sum(dim=-1)
-
-    def slipped(self, codes: Tensor, share: Tensor | float) -> Tensor:
-        """codes int64 [...] of which so many are others that sound alike: one scalar is at another level, and at times
-        two or three. What is no code stays. Random numbers are torch's own.
-
-        Args:
-            share: broadcast to the codes' shape.
-        """
-        bases, weight = torch.tensor(self.levels, device=codes.device), self.weight.to(codes.device)
-        found, hit = codes, codes < self.codes
-        for likely in (share, *_AGAIN):
-            hit = hit & (torch.rand(codes.shape, device=codes.device) < likely)
-            scalar = torch.randint(len(self.levels), codes.shape, device=codes.device)
-            base, step = bases[scalar], weight[scalar]
-            digit = found // step % base
-            moved = 1 + (torch.rand(codes.shape, device=codes.device) * (base - 1)).long()
-            found = torch.where(hit, found + ((digit + moved) % base - digit) * step, found)
-        return found
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes int64 [...] -> scalars float32 [..., D], as `quantize` gives them."""
