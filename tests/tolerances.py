@@ -200,5 +200,5 @@ HEARD_RELATIVE = 2e-2
 TURNS_SOURCE_ABS = 1e-2
 # Mel error of Griffin-Lim's sound over that of noise. 0.16.
 NANO_GRIFFIN_LIM_RATIO = 0.3
-# A weight kept in int8 with a scale a row, or in float16: half a step of its row's largest, and the rounded scale.
-KEPT_STEP = 0.51 / 127 + 2**-10
+# A weight kept in int8 with a scale a row, or in float16: half a step of its row's largest.
+KEPT_STEP = 0.5001 / 127

@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW alone, or Muon for the matrices inside the transformer layers and AdamW for the rest.
+"""What moves the weights: AdamW alone, or Muon for the matrices inside the language's layers and AdamW for the rest.
 
 Muon (Keller Jordan, 2024) makes each step of a matrix nearly orthogonal. Its steps are scaled to the size of AdamW's
 (Moonlight, 2025), so that one learning rate tells both.
@@ -81,13 +81,12 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
 
 
 def _is_muons(name: str, p: Tensor) -> bool:
-    """A matrix inside a layer, the encoder's excepted: they are wide, which is what a step of Muon costs by, and come
-    trained."""
+    """A matrix inside a layer; but the encoder's come trained, and are wide, so that Muon would take long over them."""
     return p.dim() == 2 and ".layers." in f".{name}" and not name.startswith("continuous_audio_tower.")
 
 
 def _groups(trained: list[tuple[str, Tensor]], schedule: Schedule, *, in_layers: bool) -> list[dict[str, Any]]:
-    """Parameters of one optimizer: Muon's, the matrices inside layers, or AdamW's, all others."""
+    """Parameters of one optimizer: Muon's (`_is_muons`), or AdamW's, all others."""
     found: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, p in trained:
         if (schedule.muon and _is_muons(name, p)) == in_layers:

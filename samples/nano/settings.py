@@ -79,8 +79,8 @@ class Schedule:
     """How one stage trains: warm-up, then a cosine down to `final_share` of the learning rate.
 
     Args:
-        muon: the matrices inside transformer layers are moved by Muon, at `muon_rate` of the learning rate; all else,
-            or all, by AdamW.
+        muon: the matrices inside the language's layers are moved by Muon, at `muon_rate` of the learning rate; all
+            else, or all, by AdamW.
         slow: beginnings of the names of weights that move at `slow_rate` of the learning rate: what was trained before
             beside what is fresh.
     """

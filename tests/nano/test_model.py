@@ -17,6 +17,7 @@ from edge_sdk.audio import load_audio
 from edge_sdk.errors import Error
 from edge_sdk.export.weights import CODEBOOK, ENCODER, HEAD
 from edge_sdk.mel import log_mel
+from samples.nano.model import layers
 from samples.nano.model.batch import Batch, Sequence, activity, collate
 from samples.nano.model.checkpoint import Loaded, load, save
 from tests import speech_goldens as goldens
@@ -94,6 +95,7 @@ def test_compiled_layers_say_the_same(loaded: Loaded) -> None:
             if mine.grad is not None and theirs.grad is not None and theirs.grad.any():
                 assert tolerances.relative(mine.grad.numpy(), theirs.grad.numpy()) < tolerances.ROWS_RELATIVE, weight
     loaded.model.zero_grad()
+    assert layers.compiled.cache_info().currsize >= 2, "the encoder's kind of layer, and the others'"
 
 
 @pytest.mark.parametrize("name", SPEAKING)

@@ -65,10 +65,17 @@ def test_mistakes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         assert command("--preset", preset, "--work", work, "--weights", kept) == 1
         assert says in capsys.readouterr().err
         assert command("--preset", "tiny", "--weights", kept, "--save", checkpoint) == 0
-    (kept / TENSORS).write_bytes((kept / TENSORS).read_bytes()[:-1])
+    before = (kept / TENSORS).read_bytes()
     capsys.readouterr()
+    assert command("--preset", "small", "--weights", kept, "--save", checkpoint) == 1
+    assert "does not fit the preset 'small'" in capsys.readouterr().err
+    assert (kept / TENSORS).read_bytes() == before
+    (kept / TENSORS).write_bytes(before[:-1])
     assert command("--preset", "tiny", "--work", work, "--weights", kept) == 1
     assert f"'{ABOUT}' was written for" in capsys.readouterr().err
+    (kept / ABOUT).write_text("{")
+    assert command("--preset", "tiny", "--work", work, "--weights", kept) == 1
+    assert ABOUT in capsys.readouterr().err
     assert not (work / LANGUAGE).exists()
 
 

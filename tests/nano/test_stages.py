@@ -132,6 +132,13 @@ def test_every_drill_and_muon(work: Path) -> None:
     refused(work, "run python -m samples.nano hear --before-last again", *last)
     heard_by(work / "cocktail1", work / "heard", last=False)
     command(work, *last)
+    before, after = (load(work / name).model.state_dict() for name in ("cocktail1", "cocktail2"))
+    parts = {name for name in before if not torch.equal(before[name], after[name])}
+    final = f"continuous_audio_tower.layers.{TINY.encoder.layers - 1}."
+    assert any(name.startswith(final) for name in parts)
+    assert not any(
+        name.startswith(("continuous_audio_tower.conv", "continuous_audio_tower.layers.0.")) for name in parts
+    )
     names = ("start", "text", "prealign", "cocktail1")
     weights = [(work / name / "model.safetensors").read_bytes() for name in names]
     assert len(set(weights)) == len(names), "each stage moves something"

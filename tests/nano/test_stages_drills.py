@@ -19,7 +19,7 @@ pytest.importorskip("safetensors", reason="the recipe needs safetensors")
 from edge_sdk.errors import Error
 from edge_sdk.export.random_checkpoint.tokenizer import write_text_tokenizer
 from edge_sdk.prompt import SYSTEM_SPEECH, system_message
-from samples.nano.model.batch import Sequence, collate, near_reply
+from samples.nano.model.batch import Batch, Sequence, collate, near_reply
 from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
@@ -231,15 +231,28 @@ def test_the_last_layer_can_follow_later(loaded: Loaded, seconds: float) -> None
     # Lengths of even rows: of an odd one's last row only the whole encoder hears anything.
     heard = [Heard.of(np.resize(sound, int(16000 * length)), loaded.config) for length in (seconds, 0.48)]
     entering = hear.rows_of(model, heard, torch.device("cpu"), last=False)
-    both = [Heard(h.mel[:, :0], h.placeholders, rows) for h, rows in zip(heard, entering, strict=True)]
+    both = [Heard.kept(rows, h.placeholders, loaded.config) for h, rows in zip(heard, entering, strict=True)]
     audio = loaded.config.text_ids.audio
 
-    def rows(of: list[Heard]) -> torch.Tensor:
+    def batch_of(of: list[Heard]) -> Batch:
         count = sum(h.placeholders for h in of)
         sequence = Sequence(np.full(count, audio), np.zeros(1, np.int64), **examples.clips(dict(enumerate(of))))
-        return model.audio_rows(collate([sequence], loaded.config))
+        return collate([sequence], loaded.config)
 
-    found, wanted = rows(both), rows(heard)
+    def windows(of: Heard) -> list[int]:
+        """Rows of each window."""
+        batch = batch_of([of])
+        return (batch.windows < len(batch.encoded)).sum(dim=1).tolist()
+
+    whole, half = [len(h.encoded) for h in both if h.encoded is not None], loaded.config.encoder.n_window // 2
+    full, left = divmod(whole[0], half)
+    assert windows(both[0]) == [half] * full + [left] * (left > 0)
+    assert windows(both[0].later(3, 5)) == [windows(both[0])[0] - 3, *windows(both[0])[1:]], "the others stay"
+    assert windows(both[0].then(both[1], 5)) == windows(both[0]) + windows(both[1]), "a clip begins a window"
+    hurried = both[0].later(0, 5, hurried=3)
+    assert len(windows(hurried)) == len(windows(both[0])) and sum(windows(hurried)) == len(hurried.encoded)  # type: ignore[arg-type]
+
+    found, wanted = (model.audio_rows(batch_of(of)) for of in (both, heard))
     assert found.shape == wanted.shape
     difference = (found - wanted).detach().abs().max()
     assert float(difference) < tolerances.HEARD_RELATIVE * float(wanted.detach().abs().max())

@@ -38,6 +38,7 @@ class Sequence:
         prompt_weight: float32 [P - 1], of predicting prompt id n + 1 at position n; None: nothing of the prompt.
         encoded: instead of `mels`, what a frozen encoder makes of each clip: 25 Hz rows [rows, d_model] before ln_post,
             or where its last layer is not frozen what enters that, two 50 Hz rows for each [rows, 2, d_model].
+        window: int64 [rows] of each such clip: the number of the window that the encoder had each row in.
     """
 
     prompt_ids: Array
@@ -49,6 +50,7 @@ class Sequence:
     speech_weight: Array | None = None
     prompt_weight: Array | None = None
     encoded: tuple[Array, ...] = ()
+    window: tuple[Array, ...] = ()
 
     @property
     def length(self) -> int:
@@ -60,7 +62,7 @@ class Sequence:
 class Batch:
     """Tensors of B sequences, padded on the right to T positions.
 
-    A counts the placeholders of all, N their 25 Hz rows, W their windows.
+    A counts the placeholders of all, N their 25 Hz rows, W the windows that are still to be encoded.
     """
 
     ids: Tensor  # int64 [B, T]
@@ -231,22 +233,26 @@ def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict
     groups: list[Array] = []
     at: list[int] = []
     made = 0
-    windowed: list[Array] = []  # where `encoded` has yet to pass through the last layer, the rows of each window
-    half = model.encoder.n_window // 2
+    unfinished: list[Array] = []  # where `encoded` has yet to pass through the last layer, the rows of each window
     for b, s in enumerate(sequences):
         places = np.flatnonzero(s.prompt_ids == model.text_ids.audio)
-        clips = s.encoded or s.mels
+        clips, numbers = s.encoded or s.mels, s.window or (None,) * len(s.placeholders)
         if len(places) != sum(s.placeholders) or len(clips) != len(s.placeholders):
             raise Error(
                 f"sequence {b} has {len(places)} audio placeholders, and {len(clips)} clips for {sum(s.placeholders)}"
             )
         at += (b * length + places).tolist()
-        for clip, count in zip(clips, s.placeholders, strict=True):
+        for clip, count, number in zip(clips, s.placeholders, numbers, strict=True):
             if s.encoded:
                 encoded.append(clip[: count * size].astype(np.float32))
                 rows = len(encoded[-1])
                 if encoded[-1].ndim == 3:
-                    windowed += [made + np.arange(start, min(start + half, rows)) for start in range(0, rows, half)]
+                    if number is None or len(number) < rows:
+                        raise Error(
+                            f"sequence {b} has rows that are to pass through windows, but not which are of which"
+                        )
+                    changes = np.flatnonzero(np.diff(number[:rows])) + 1
+                    unfinished += np.split(made + np.arange(rows), changes)
             else:
                 pieces = [clip[:, start : start + frames] for start in range(0, clip.shape[1], frames)]
                 pairs.append(_pairs(pieces, len(cut) * model.encoder.n_window, model)[: count * size])
@@ -262,15 +268,15 @@ def windows(sequences: Items[Sequence], model: ModelConfig, length: int) -> dict
     for w, piece in enumerate(cut):
         mels[w, :, : piece.shape[1]] = piece
     index = np.concatenate(groups) if groups else np.zeros((0, size), np.int64)
-    layered = np.full((len(windowed), max(map(len, windowed), default=0)), made, np.int64)
-    for w, of in enumerate(windowed):
-        layered[w, : len(of)] = of
+    in_windows = np.full((len(unfinished), max(map(len, unfinished), default=0)), made, np.int64)
+    for w, of_window in enumerate(unfinished):
+        in_windows[w, : len(of_window)] = of_window
     return {
         "mel": torch.from_numpy(mels),
         "mel_frames": torch.tensor([piece.shape[1] for piece in cut], dtype=torch.int64),
         "pairs": torch.from_numpy(np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)),
         "encoded": torch.from_numpy(np.concatenate(encoded) if encoded else np.zeros((0, width), np.float32)),
-        "windows": torch.from_numpy(layered),
+        "windows": torch.from_numpy(in_windows),
         "audio_groups": torch.from_numpy(np.where(index < 0, made, index)),
         "audio_at": torch.tensor(at, dtype=torch.int64),
     }

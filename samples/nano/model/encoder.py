@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge_sdk.config import EncoderConfig
-from samples.nano.model.layers import fused
+from samples.nano.model.layers import through
 
 LAYER_NORM_EPS = 1e-5
 
@@ -86,12 +86,8 @@ class Encoder(nn.Module):
         x = self.convolve(mel, frames)
         keep = torch.arange(x.shape[1], device=x.device) < (frames[:, None] + 1) // 2
         for layer in self.layers if last else self.layers[:-1]:
-            x = self._through(layer, x, keep)
+            x = through(layer, self.fused, x, keep)
         return x
-
-    def _through(self, layer: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
-        found: Tensor = fused(EncoderLayer)(layer, x, keep) if self.fused else layer(x, keep)
-        return found
 
     def last_layer(self, pairs: Tensor, windows: Tensor) -> Tensor:
         """What is left to do behind `rows(..., last=False)`.
@@ -104,7 +100,7 @@ class Encoder(nn.Module):
         """
         padded = functional.pad(pairs, (0, 0, 0, 0, 0, 1))
         real = windows < len(pairs)
-        x = self._through(self.layers[-1], padded[windows].flatten(1, 2), real.repeat_interleave(2, dim=1))
+        x = through(self.layers[-1], self.fused, padded[windows].flatten(1, 2), real.repeat_interleave(2, dim=1))
         found: Tensor = x.unflatten(1, (-1, 2)).mean(dim=2)[real]
         return found
 

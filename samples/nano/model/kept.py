@@ -12,25 +12,35 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edge_sdk.errors import Error
+from edge_sdk.export.checkpoint import read_json
 from edge_sdk.tensorfile import TensorFile, write_tensors
 from samples.nano.codec.files import digest
 from samples.nano.codec.weights import WEIGHTS
 from samples.nano.model.checkpoint import load, save
-from samples.nano.model.fresh import write_fresh
+from samples.nano.model.fresh import NEEDED, write_fresh
+from samples.nano.model.language import LanguageHalf
 from samples.nano.model.whisper import encoder_state, read_tensors
 from samples.nano.settings import NANO, Settings
 from samples.nano.voices.packages import WHISPER_TINY_EN, model_file
 
 LANGUAGE = "language"
 TENSORS, ABOUT = f"{LANGUAGE}.safetensors", f"{LANGUAGE}.json"
-_TOKENIZER = (".json", ".txt", ".jinja")
-_CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
+# Of the tokenizer: all else of a checkpoint is the preset's, or is written anew from these.
+_TOKENIZER = (
+    *NEEDED,
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 _TOWER = "continuous_audio_tower."
 _SCALE = ".scale"  # behind a matrix's name: what its rows are multiplied by
 _LARGEST = 127
@@ -54,22 +64,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def keep(checkpoint: Path, folder: Path, settings: Settings) -> None:
-    """Write what `take` needs of a checkpoint, and the hash of it."""
-    loaded = load(checkpoint)
-    state = {name: value.detach() for name, value in loaded.model.state_dict().items()}
-    if loaded.model.tied:
-        state.pop("language_model.lm_head.weight")
-    known = whispers(settings)
-    own = {name: value for name, value in state.items() if name not in known or not torch.equal(value, known[name])}
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(checkpoint.iterdir()):
-        of_tokenizer = path.suffix in _TOKENIZER and path.name not in _CONFIGS
-        if path.is_file() and of_tokenizer and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
-    with (folder / TENSORS).open("wb") as file:
-        write_tensors(file, narrowed(own))
-    about = {"name": settings.name, "sha256": digest(folder / TENSORS)}
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    """Write what `take` needs of a checkpoint, and the hash of it.
+
+    Raises:
+        Error: it is not of this preset; nothing is then written.
+    """
+    state, known = own_tensors(load(checkpoint).model), whispers(settings)
+    state = {name: value for name, value in state.items() if name not in known or not torch.equal(value, known[name])}
+    with TemporaryDirectory() as temporary:
+        fresh = Path(temporary) / LANGUAGE
+        fresh.mkdir()
+        for name in _TOKENIZER:
+            if (checkpoint / name).is_file():
+                shutil.copyfile(checkpoint / name, fresh / name)
+        with (fresh / TENSORS).open("wb") as file:
+            write_tensors(file, narrowed(state))
+        about = {"name": settings.name, "sha256": digest(fresh / TENSORS)}
+        (fresh / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        take(fresh, fresh.with_name("taken"), settings)  # before anything in `folder` is replaced
+        shutil.copytree(fresh, folder, dirs_exist_ok=True)
 
 
 def take(folder: Path, target: Path, settings: Settings) -> None:
@@ -81,7 +94,7 @@ def take(folder: Path, target: Path, settings: Settings) -> None:
     tensors, text = folder / TENSORS, folder / ABOUT
     if not (tensors.is_file() and text.is_file()):
         raise Error(f"'{folder}' has no trained language half ({TENSORS}, {ABOUT})")
-    about = json.loads(text.read_text(encoding="utf-8"))
+    about = read_json(text)
     if about.get("name") != settings.name:
         raise Error(f"the language half in '{folder}' is of the preset '{about.get('name')}', not '{settings.name}'")
     if digest(tensors) != about.get("sha256"):
@@ -94,16 +107,26 @@ def take(folder: Path, target: Path, settings: Settings) -> None:
         write_fresh(fresh, settings, folder, whisper=None, seed=settings.seed)
         (fresh / ABOUT).unlink()
         loaded = load(fresh)
-        state = whispers(settings) | widened(tensors)
-        wanted = loaded.model.state_dict()
-        wrong = [name for name, value in state.items() if name not in wanted or wanted[name].shape != value.shape]
-        missing = [name for name in wanted if name not in state and not (loaded.model.tied and "lm_head" in name)]
-        if wrong or missing:
-            raise Error(f"'{tensors}' does not fit the preset '{settings.name}': {', '.join((wrong + missing)[:5])}")
+        state, wanted = whispers(settings) | widened(tensors), own_tensors(loaded.model)
+        wrong = [
+            n
+            for n in sorted({*state, *wanted})
+            if n not in state or n not in wanted or state[n].shape != wanted[n].shape
+        ]
+        if wrong:
+            raise Error(f"'{tensors}' does not fit the preset '{settings.name}': {', '.join(wrong[:5])}")
         loaded.model.load_state_dict(state, strict=False)
         save(loaded, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def own_tensors(model: LanguageHalf) -> dict[str, Tensor]:
+    """Its tensors by name, a tied table once."""
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    if model.tied:
+        state.pop("language_model.lm_head.weight")
+    return state
 
 
 def whispers(settings: Settings) -> dict[str, Tensor]:
@@ -115,14 +138,14 @@ def whispers(settings: Settings) -> dict[str, Tensor]:
 
 
 def narrowed(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Matrices in int8 with a scale for each row, all else in float16."""
+    """Matrices in int8 with a float32 scale for each row, all else in float16."""
     out: dict[str, np.ndarray] = {}
     for name, value in state.items():
         if value.dim() != 2:
             out[name] = value.half().numpy()
             continue
-        scale = (value.abs().amax(dim=1) / _LARGEST).clamp(min=torch.finfo(torch.float16).tiny).half()
-        out[name] = (value / scale.float()[:, None]).round().clamp(-_LARGEST, _LARGEST).to(torch.int8).numpy()
+        scale = (value.abs().amax(dim=1) / _LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+        out[name] = (value / scale[:, None]).round().to(torch.int8).numpy()
         out[name + _SCALE] = scale.numpy()
     return out
 

@@ -142,19 +142,20 @@ class Stack(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         rope = rope_tables(positions[:, None], self.head_dim, self.theta)
-        through = fused(Layer) if self.fused else Layer.__call__
         for layer in self.layers:
-            x = through(layer, x, rope, key_bias)
+            x = through(layer, self.fused, x, rope, key_bias)
         return self.norm(x)
 
 
-@cache
-def fused(kind: type[nn.Module]) -> Callable[..., Any]:
-    """The forward of a kind of layer, compiled once for all of them and for every length.
+def through(layer: nn.Module, fused: bool, *inputs: Any) -> Tensor:
+    """A layer's output; where it is to be fused, by what was compiled of its kind."""
+    found: Tensor = compiled(type(layer))(layer, *inputs) if fused else layer(*inputs)
+    return found
 
-    Raises:
-        torch's own: there is no C++ compiler.
-    """
+
+@cache
+def compiled(kind: type[nn.Module]) -> Callable[..., Any]:
+    """The forward of a kind of layer, for every length. A form of it is compiled when it is first met."""
     # Kinds of steps differ in types and in what has a gradient: more forms than PyTorch would keep.
     torch._dynamo.config.recompile_limit = _FORMS
     return torch.compile(kind.forward, dynamic=True)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         choices=("whisper", "random"),
-        help="default: whisper where the sizes are tiny.en's (preset nano), else random",
+        help="default: whisper where the sizes are tiny.en's (all presets but tiny), else random",
     )
     parser.add_argument("-o", "--output", type=Path, help="default: WORK/start")
 

@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
         raise Error(f"of the shares of pairs one must be above 0; found {shares}")
     loaded = stages.open_source(options, STAGE)
     reference = load(stages.source_of(options, STAGE)).model.to(device_of(options.device))
+    if options.compile:  # rounded as the policy is: they begin as one
+        stages.fuse(reference)
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
     batches = preference_batches(corpus, max(1, stages.batch_of(options, STAGE) // 2), options.settings.seed, shares)
     loss = partial(

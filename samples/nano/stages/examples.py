@@ -30,17 +30,25 @@ _LEFT_OUT = 0.05  # of the rows of a clip that is hurried
 class Heard:
     """What a user said: float32 mel [n_mels, frames], normalised, and its placeholders.
 
-    `encoded`: what a frozen encoder makes of it, as a `Sequence` has it; the mel is then empty.
+    `encoded`: what a frozen encoder makes of it, as a `Sequence` has it, and `window`, of which of its windows each row
+    is; the mel is then empty.
     """
 
     mel: Array
     placeholders: int
     encoded: Array | None = None
+    window: Array | None = None
 
     @classmethod
     def of(cls, pcm: Array, model: ModelConfig) -> Heard:
         """pcm float32 [n] at the mel's rate (16 kHz)."""
         return cls(log_mel(pcm, model.mel), model.placeholder_count(len(pcm)))
+
+    @classmethod
+    def kept(cls, rows: Array, placeholders: int, model: ModelConfig) -> Heard:
+        """From the encoder's rows of a whole clip, one for 40 ms."""
+        window = np.arange(len(rows)) * 2 // model.encoder.n_window
+        return cls(np.empty((0, 0), np.float32), placeholders, rows, window)
 
     def later(self, rows: int, group_size: int, hurried: int = 0) -> Heard:
         """The same, begun `rows` 25 Hz rows (40 ms each) later where it is encoded: other rows make a group.
@@ -50,17 +58,21 @@ class Heard:
         """
         if self.encoded is None or not (rows or hurried) or len(self.encoded) <= 2 * group_size:
             return self
-        left = self.encoded[rows:]
+        stays = np.arange(len(self.encoded)) >= rows
         if hurried:
-            left = left[np.random.default_rng(hurried).random(len(left)) >= _LEFT_OUT]
-        return Heard(self.mel, -(-len(left) // group_size), left)
+            stays[rows:] = np.random.default_rng(hurried).random(len(stays) - rows) >= _LEFT_OUT
+        window = None if self.window is None else self.window[stays]
+        left = self.encoded[rows:] if stays[rows:].all() else self.encoded[stays]
+        return Heard(self.mel, -(-len(left) // group_size), left, window)
 
     def then(self, other: Heard, group_size: int) -> Heard:
         """Both, one after another, where both are encoded."""
         if self.encoded is None or other.encoded is None:
             raise Error("only what is encoded can be heard one after another: run python -m samples.nano hear")
-        rows = np.concatenate([self.encoded, other.encoded])
-        return Heard(self.mel, -(-len(rows) // group_size), rows)
+        rows, window = np.concatenate([self.encoded, other.encoded]), None
+        if self.window is not None and other.window is not None:
+            window = np.concatenate([self.window, other.window + self.window[-1] + 1])
+        return Heard(self.mel, -(-len(rows) // group_size), rows, window)
 
 
 class Prompter:
@@ -213,4 +225,7 @@ def clips(heard: Mapping[int, Heard]) -> dict[str, Any]:
     ordered = [heard[n] for n in sorted(heard)]
     placeholders = {"placeholders": tuple(h.placeholders for h in ordered)}
     rows = tuple(h.encoded for h in ordered if h.encoded is not None)
-    return {"encoded": rows, **placeholders} if rows else {"mels": tuple(h.mel for h in ordered), **placeholders}
+    if not rows:
+        return {"mels": tuple(h.mel for h in ordered), **placeholders}
+    window = tuple(h.window for h in ordered if h.window is not None)
+    return {"encoded": rows, "window": window, **placeholders}

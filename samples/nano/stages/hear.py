@@ -66,7 +66,7 @@ def encode(loaded: Loaded, sounds: RenderedSounds, device: torch.device, *, last
     for part in _parts(keys):
         heard = [Heard.of(_sound(sounds, key), loaded.config) for key in part]
         for key, h, rows in zip(part, heard, rows_of(model, heard, device, last=last), strict=True):
-            out[key] = Heard(np.empty((0, 0), np.float32), h.placeholders, rows)
+            out[key] = Heard.kept(rows, h.placeholders, loaded.config)
         show("heard", len(out), len(keys))
     return out
 
@@ -112,7 +112,7 @@ def read(folder: Path, model: LanguageHalf) -> dict[Key, Heard]:
             return {}
         rows, out, at = np.load(folder / "rows.npy", mmap_mode="r"), {}, 0
         for text, take, placeholders, count in told["clips"]:
-            out[text, take] = Heard(np.empty((0, 0), np.float32), placeholders, rows[at : at + count])
+            out[text, take] = Heard.kept(rows[at : at + count], placeholders, model.config)
             at += count
         return out
     except (OSError, ValueError, KeyError, TypeError) as e:

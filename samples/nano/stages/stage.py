@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,13 +31,14 @@ from samples.nano.texts.store import read_dialogues
 Loss = Callable[[LanguageHalf, Batch], tuple[Tensor, dict[str, Tensor]]]
 BACKBONE = ("language_model.",)
 # What was trained before, on text alone or on other speech, where all else is fresh.
-OLD = (*BACKBONE, "continuous_audio_tower.layers.")
+TRAINED_BEFORE = (*BACKBONE, "continuous_audio_tower.layers.")
 # What stands between sound and backbone, and between backbone and codes: all that pre-alignment trains.
 ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
 ALL = ("",)
 _ENCODER = "continuous_audio_tower."
-_RECIPE = 2  # raised where a step's batch is no longer the one it was
-_FREE = ("minutes", "device", "steps", "learning_rate")  # may change; of the last two the trainer keeps its own record
+_RECIPE = 3  # raised where a step is no longer the one it was
+# May change; of the last two the trainer keeps its own record.
+_FREE = ("minutes", "device", "compile", "steps", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone-rate",
         type=share,
         default=1.0,
-        help="share of the learning rate for the text backbone and the encoder's layers",
+        help="share of the learning rate for what was trained before: text backbone, encoder's layers",
     )
 
 
@@ -142,7 +145,7 @@ def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
     if options.learning_rate is not None:
         schedule = replace(schedule, learning_rate=options.learning_rate)
     if getattr(options, "backbone_rate", 1.0) != 1.0:
-        schedule = replace(schedule, slow=OLD, slow_rate=options.backbone_rate)
+        schedule = replace(schedule, slow=TRAINED_BEFORE, slow_rate=options.backbone_rate)
     return replace(schedule, muon=options.muon)
 
 
@@ -163,8 +166,16 @@ def open_source(options: argparse.Namespace, stage: Stage) -> Loaded:
     loaded = load(source_of(options, stage))
     freeze(loaded.model, stage.trains, kept_of_encoder(loaded.config.encoder.num_layers, options))
     if options.compile:
-        loaded.model.fuse()
+        fuse(loaded.model)
     return loaded
+
+
+def fuse(model: LanguageHalf) -> None:
+    """Raises Error where there is no C++ compiler."""
+    named = os.environ.get("CXX")
+    if not any(map(shutil.which, (named,) if named else ("g++", "clang++"))):
+        raise Error("--compile needs a C++ compiler: install g++ (or name one in the variable CXX), or leave it out")
+    model.fuse()
 
 
 def kept_of_encoder(layers: int, options: argparse.Namespace) -> tuple[str, ...]:
@@ -174,7 +185,9 @@ def kept_of_encoder(layers: int, options: argparse.Namespace) -> tuple[str, ...]
     if kept is None:
         return ()
     parts = ["conv1.", "conv2.", *(f"layers.{layer}." for layer in range(kept))]
-    return tuple(_ENCODER + part for part in parts + ["ln_post."] * (kept == layers))
+    if kept == layers:
+        parts.append("ln_post.")
+    return tuple(_ENCODER + part for part in parts)
 
 
 def pin(folder: Path, loaded: Loaded, options: argparse.Namespace) -> None:
