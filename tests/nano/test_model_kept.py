@@ -68,7 +68,8 @@ def test_mistakes(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     before = (kept / TENSORS).read_bytes()
     capsys.readouterr()
     assert command("--preset", "small", "--weights", kept, "--save", checkpoint) == 1
-    assert "does not fit the preset 'small'" in capsys.readouterr().err
+    fits = "does not fit the preset 'small'" if is_installed(WHISPER_TINY_EN) else f"{WHISPER_TINY_EN[0]} is missing"
+    assert fits in capsys.readouterr().err
     assert (kept / TENSORS).read_bytes() == before
     (kept / TENSORS).write_bytes(before[:-1])
     assert command("--preset", "tiny", "--work", work, "--weights", kept) == 1
