@@ -72,7 +72,7 @@ FIRST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in recipe.COMMANDS if name not in ("texts", "weights")])
+@pytest.mark.parametrize("name", [name for name in recipe.COMMANDS if name not in ("texts", "weights", "language")])
 def test_in_an_empty_work_folder_it_says_what_comes_first(name: str, tmp_path: Path, capsys: Any) -> None:
     more = ["--bundle", "mixed"] if name in ("card", "ship") else []
     assert recipe.main([name, "--preset", "tiny", "--work", str(tmp_path / "work"), *more]) == 1

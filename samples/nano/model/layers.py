@@ -156,6 +156,8 @@ def through(layer: nn.Module, fused: bool, *inputs: Any) -> Tensor:
 @cache
 def compiled(kind: type[nn.Module]) -> Callable[..., Any]:
     """The forward of a kind of layer, for every length. A form of it is compiled when it is first met."""
+    from torch._dynamo import config as dynamo  # takes a second; PyTorch's documentation has the limit there
+
     # Kinds of steps differ in types and in what has a gradient: more forms than PyTorch would keep.
-    torch._dynamo.config.recompile_limit = _FORMS
+    dynamo.recompile_limit = _FORMS
     return torch.compile(kind.forward, dynamic=True)
