@@ -182,6 +182,7 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(work, "is a share of --hear-share", "prealign", "--hear-two-share", "0.1")
     refused(work, "leaves nothing to hear", "cocktail1", "--hear-dropout", "1")
     refused(work, "the backbone does not move", "prealign", "--backbone-rate", "0.5")
+    refused(work, "the encoder does not move", "prealign", "--encoder", "last")
     command(work, "start")
     refused(work, "exists and is not an empty folder", "start")
     refused(work, "has none of the checkpoints", "evaluate")

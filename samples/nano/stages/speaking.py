@@ -56,6 +56,8 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         raise Error("--hear-dropout 1 leaves nothing to hear")
     if options.backbone_rate != 1 and stage.trains == stages.ADAPTER_AND_HEAD:
         raise Error("--backbone-rate: in pre-alignment the backbone does not move")
+    if options.encoder == "last" and stage.trains == stages.ADAPTER_AND_HEAD:
+        raise Error("--encoder last: in pre-alignment the encoder does not move")
     if options.head_sampled and options.head_context is None:
         raise Error("--head-sampled means something beside --head-context alone: without it the head sees all")
     loaded = stages.open_source(options, stage)

@@ -31,7 +31,7 @@ from samples.nano.texts.store import read_dialogues
 Loss = Callable[[LanguageHalf, Batch], tuple[Tensor, dict[str, Tensor]]]
 BACKBONE = ("language_model.",)
 # What was trained before, on text alone or on other speech, where all else is fresh.
-TRAINED_BEFORE = (*BACKBONE, "continuous_audio_tower.layers.")
+TRAINED_BEFORE = (*BACKBONE, *(f"continuous_audio_tower.{part}" for part in ("conv", "layers.", "ln_post.")))
 # What stands between sound and backbone, and between backbone and codes: all that pre-alignment trains.
 ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
 ALL = ("",)
