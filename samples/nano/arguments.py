@@ -40,3 +40,4 @@ lead_steps = _whole(0, 100)  # 20 s of silence
 rows = _whole(1, 4096)  # sequences or pieces of a step: a batch is made whole in memory
 takes = _whole(1, 1000)
 positions = _whole(0, 4096)  # of a prompt
+seed = _whole(0, (1 << 63) - 1)

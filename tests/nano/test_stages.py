@@ -110,7 +110,7 @@ def test_a_stage_goes_on_where_it_was(work: Path, monkeypatch: pytest.MonkeyPatc
     command(work, "cocktail1", *given)
     whole, again = (work / name / "model.safetensors" for name in ("whole", "cocktail1"))
     assert whole.read_bytes() == again.read_bytes() != (work / "start" / "model.safetensors").read_bytes()
-    for option, value in (("--source", str(work / "whole")), ("--batch", "3"), ("--sil-weight", "0.5")):
+    for option, value in (("--source", str(work / "whole")), ("--batch", "3"), ("--seed", "2")):
         other = [*given, option, value, "-o", str(work / "cocktail1b")]
         (work / "cocktail1.training").rename(work / "cocktail1b.training")
         refused(work, f"was begun with another {option[2:]}", "cocktail1", *other)

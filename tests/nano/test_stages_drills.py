@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -25,11 +26,11 @@ from samples.nano.model.fresh import write_fresh
 from samples.nano.settings import TINY
 from samples.nano.stages import examples, hear
 from samples.nano.stages.data import Corpus, Item, Shares, last_replies, speech_batches, text_batches
-from samples.nano.stages.drills import FIGURES, HEAR, figures, hear_items, read_items
+from samples.nano.stages.drills import FIGURES, HEAR, MOST_TIMES, OFTEN, evened, figures, hear_items, read_items
 from samples.nano.stages.examples import Heard, Prompter, history_weight
 from samples.nano.stages.layout import Layout
 from samples.nano.stages.loss import cross_entropy
-from samples.nano.texts.dialogues import dialogues
+from samples.nano.texts.dialogues import Dialogue, Turn, dialogues
 from samples.nano.texts.numbers import canonical, clock, part_of_day
 from samples.nano.texts.tools import TOOLS
 from samples.nano.texts.train_tokenizer import TEMPLATE
@@ -65,6 +66,21 @@ def test_drills_have_one_line_each(loaded: Loaded) -> None:
     assert heard.groups is None and len(heard.mels) == 1 and HEAR in words and hears[0].turn.text not in words
     read = corpus.spoken(reads[0], typed=True)
     assert read.groups is not None and not read.mels
+
+
+def test_rare_words_are_met_more_often() -> None:
+    def item(text: str) -> Item:
+        return Item(Dialogue(text, "train", "drill", HEAR, (), (Turn("user", text), Turn("assistant", text))), 1)
+
+    texts = {"The light is on.": OFTEN, "The lamp is on.": 10, "The oven is on.": 1, "Oven, off!": 1, "?": 1}
+    times = Counter(i.turn.text for i in evened(item(text) for text, count in texts.items() for _ in range(count)))
+    assert OFTEN / 2 > MOST_TIMES and times == {
+        "The light is on.": OFTEN,
+        "The lamp is on.": OFTEN,
+        "The oven is on.": MOST_TIMES,
+        "Oven, off!": MOST_TIMES,
+        "?": 1,  # no word is no rare word
+    }
 
 
 def test_a_step_is_of_one_kind(loaded: Loaded) -> None:
@@ -165,7 +181,7 @@ def test_a_question_begun_later(loaded: Loaded) -> None:
 
 def test_two_questions_in_one_breath(loaded: Loaded) -> None:
     corpus = corpus_of(loaded)
-    first, second = hear_items(corpus)[:2]
+    first, second = list({i.turn.text: i for i in hear_items(corpus)}.values())[:2]
     with pytest.raises(Error, match="hear"):
         corpus.heard_and_written(first, 0, second)
     for item, rows in ((first, 7), (second, 9)):

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     if options.compile:  # rounded as the policy is: they begin as one
         stages.fuse(reference)
     corpus = stages.corpus_of(options, loaded, ("train",), stages.sounds_of(options), stages.layout_of(options))
-    batches = preference_batches(corpus, max(1, stages.batch_of(options, STAGE) // 2), options.settings.seed, shares)
+    batches = preference_batches(corpus, max(1, stages.batch_of(options, STAGE) // 2), stages.seed_of(options), shares)
     loss = partial(
         preference,
         reference=reference,

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
     batches = speech_batches(
         corpus,
         stages.batch_of(options, stage),
-        options.settings.seed,
+        stages.seed_of(options),
         shares,
         hear_items(corpus) if shares.hear else (),
         read_items(corpus) if shares.read else (),

@@ -36,7 +36,7 @@ TRAINED_BEFORE = (*BACKBONE, *(f"continuous_audio_tower.{part}" for part in ("co
 ADAPTER_AND_HEAD = ("continuous_audio_tower.proj.", "audio_tower.", "audio_invert_tower.")
 ALL = ("",)
 _ENCODER = "continuous_audio_tower."
-_RECIPE = 3  # raised where a step is no longer the one it was
+_RECIPE = 4  # raised where a step is no longer the one it was
 # May change; of the last two the trainer keeps its own record.
 _FREE = ("minutes", "device", "compile", "steps", "learning_rate")
 
@@ -71,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser, stage: Stage) -> None:
     parser.add_argument("--learning-rate", type=float, help="at its highest (default: by preset)")
     parser.add_argument("--muon", action="store_true", help="Muon for the layers' matrices (default: AdamW for all)")
     parser.add_argument("--batch", type=arguments.rows, help="sequences a step (default: by preset)")
+    parser.add_argument(
+        "--seed",
+        type=arguments.seed,
+        help="of the batches; a run that goes on over the same data takes another (default: the preset's)",
+    )
     parser.add_argument(
         "--compile",
         action="store_true",
@@ -136,6 +141,11 @@ def sounds_of(options: argparse.Namespace) -> Sounds:
 
 def batch_of(options: argparse.Namespace, stage: Stage) -> int:
     return options.batch or stage.batch.get(options.preset, stage.batch["nano"])
+
+
+def seed_of(options: argparse.Namespace) -> int:
+    seed: int = options.settings.seed if options.seed is None else options.seed
+    return seed
 
 
 def schedule_of(options: argparse.Namespace, stage: Stage) -> Schedule:
@@ -229,7 +239,7 @@ def train(
         schedule_of(options, stage),
         folder,
         minutes=options.minutes,
-        seed=options.settings.seed,
+        seed=seed_of(options),
         device=options.device,
         about=stage.name,
     )

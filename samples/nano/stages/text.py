@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     batches = text_batches(
         corpus,
         stages.batch_of(options, STAGE),
-        options.settings.seed,
+        stages.seed_of(options),
         options.prompt_weight,
         stories=stories,
         story_share=options.story_share,
