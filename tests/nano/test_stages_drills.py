@@ -61,6 +61,9 @@ def test_drills_have_one_line_each(loaded: Loaded) -> None:
     said = {t.text for i in corpus.items for t in i.dialogue.turns if t.role == "assistant" and t.text}
     assert ({i.turn.text for i in hears}, {i.turn.text for i in reads}) == (asked, said)
     assert all(i.dialogue.turns[0].text == i.dialogue.turns[1].text for i in [*hears, *reads])
+    more = [Dialogue("m", "train", "mixed", None, (), (Turn("user", "Off the."), Turn("assistant", "Lamp it.")))]
+    assert {i.turn.text for i in hear_items(corpus, more)} - asked == {"Off the."}
+    assert {i.turn.text for i in read_items(corpus, more)} - said == {"Lamp it."}
     heard = corpus.heard_and_written(hears[0], 0)
     words = corpus.prompter.tokenizer.decode(heard.prompt_ids.tolist())
     assert heard.groups is None and len(heard.mels) == 1 and HEAR in words and hears[0].turn.text not in words

@@ -15,6 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 from random import Random
 
 import numpy as np
@@ -34,15 +35,21 @@ READ = f"{SYSTEM_SPEECH} Say what is written."
 FIGURES = "Figures in words, words in figures."
 
 
-def hear_items(corpus: Corpus) -> list[Item]:
-    """Every different question that has sound, shortest first; those with rare words several times (`evened`)."""
-    return _items(corpus, "user", HEAR, lambda text: corpus.mel(text, 0) is not None)
+def hear_items(corpus: Corpus, more: Iterable[Dialogue] = ()) -> list[Item]:
+    """Every different question that has sound, shortest first; those with rare words several times (`evened`).
+
+    `more`: dialogues for drills alone.
+    """
+    return _items(corpus, more, "user", HEAR, lambda text: corpus.mel(text, 0) is not None)
 
 
-def read_items(corpus: Corpus) -> list[Item]:
-    """Every different reply that has codes, shortest first; those with rare words several times (`evened`)."""
+def read_items(corpus: Corpus, more: Iterable[Dialogue] = ()) -> list[Item]:
+    """Every different reply that has codes, shortest first; those with rare words several times (`evened`).
+
+    `more`: dialogues for drills alone.
+    """
     sounds = corpus.sounds
-    return _items(corpus, "assistant", READ, lambda text: sounds is not None and sounds.reply(text) is not None)
+    return _items(corpus, more, "assistant", READ, lambda text: sounds is not None and sounds.reply(text) is not None)
 
 
 def words_of(corpus: Corpus) -> list[int]:
@@ -86,10 +93,11 @@ def _number(random: Random) -> tuple[str, int | float | str, str]:
     return kind, value, numbers.speak(value)
 
 
-def _items(corpus: Corpus, role: str, system: str, has_sound: Callable[[str], bool]) -> list[Item]:
-    texts = dict.fromkeys(
-        turn.text for item in corpus.items for turn in item.dialogue.turns if turn.role == role and turn.text
-    )
+def _items(
+    corpus: Corpus, more: Iterable[Dialogue], role: str, system: str, has_sound: Callable[[str], bool]
+) -> list[Item]:
+    said = chain((item.dialogue for item in corpus.items), more)
+    texts = dict.fromkeys(turn.text for dialogue in said for turn in dialogue.turns if turn.role == role and turn.text)
     found = [
         Item(Dialogue(text, "train", "drill", system, (), (Turn("user", text), Turn("assistant", text))), 1)
         for text in texts

@@ -12,6 +12,7 @@ from samples.nano.stages import stage as stages
 from samples.nano.stages.data import Shares, speech_batches
 from samples.nano.stages.drills import copies, figures, hear_items, read_items, words_of
 from samples.nano.stages.loss import cross_entropy
+from samples.nano.texts.store import read_mixed
 
 
 def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
@@ -71,13 +72,14 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         raise Error(
             "--hear-two-share joins what was heard before: run python -m samples.nano hear, give --encoder keep or last"
         )
+    more = read_mixed(options.texts or options.work / "texts")
     batches = speech_batches(
         corpus,
         stages.batch_of(options, stage),
         stages.seed_of(options),
         shares,
-        hear_items(corpus) if shares.hear else (),
-        read_items(corpus) if shares.read else (),
+        hear_items(corpus, more) if shares.hear else (),
+        read_items(corpus, more) if shares.read else (),
         partial(copies, words_of(corpus)),
         partial(figures, corpus.prompter),
     )

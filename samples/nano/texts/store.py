@@ -11,6 +11,8 @@ from edge_sdk.errors import Error
 from samples.nano.texts.dialogues import Dialogue, Turn
 from samples.nano.texts.tools import TOOLS, call
 
+MIXED = "mixed.jsonl"  # sentences for drills alone; older texts have none
+
 
 def write_dialogues(path: Path, dialogues: Iterable[Dialogue]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -28,6 +30,12 @@ def read_dialogues(path: Path) -> Iterator[Dialogue]:
                 yield _from_json(json.loads(line))
             except (ValueError, KeyError, TypeError) as e:
                 raise Error(f"'{path}', line {number}: not a dialogue ({e}); write the texts again") from e
+
+
+def read_mixed(texts: Path) -> list[Dialogue]:
+    """Of a folder of texts; empty where it has none."""
+    path = texts / MIXED
+    return list(read_dialogues(path)) if path.is_file() else []
 
 
 def _to_json(dialogue: Dialogue) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from random import Random
 
 from samples.nano.texts.dialogues import Dialogue
-from samples.nano.texts.store import read_dialogues
+from samples.nano.texts.store import read_dialogues, read_mixed
 from samples.nano.voices.conditions import Conditions, draw_conditions
 from samples.nano.voices.speakers import Speaker, draw_speaker
 
@@ -57,7 +58,8 @@ def user_jobs(
 def _different(texts: Path, role: str, splits: Sequence[str]) -> Iterator[tuple[str, str]]:
     for split in splits:
         seen: set[str] = set()
-        for text in _said(read_dialogues(texts / f"{split}.jsonl"), role):
+        more = read_mixed(texts) if split == "train" else ()
+        for text in _said(chain(read_dialogues(texts / f"{split}.jsonl"), more), role):
             if text not in seen:
                 seen.add(text)
                 yield split, text
