@@ -70,7 +70,7 @@ def write_texts(folder: Path, total: int, plain: int, seed: int, pieces: int = 0
         said = {name: _said(folder, name) for name in ("train", "held_out")}
         questions, replies = said["train"]
         without = [text for texts in said["held_out"] for text in texts]
-        write_dialogues(folder / MIXED, mixed(seed, pieces, questions, replies, without))
+        counted["mixed"] = _write(folder / MIXED, mixed(seed, pieces, questions, replies, without))
     (folder / "stories.txt").write_text("".join(f"{s}\n" for s in stories(seed, plain)), encoding="utf-8")
     (folder / "tools.json").write_text(json.dumps(list(TOOLS.values()), indent=1) + "\n", encoding="utf-8")
     report = {name: statistics.report() for name, statistics in counted.items()}
