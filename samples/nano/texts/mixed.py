@@ -1,8 +1,7 @@
 """Sentences that nobody would say: pieces of a grammar's, to be heard and read in drills.
 
 A model that hears and reads the grammar's sentences alone soon knows them by heart, and takes another for one of those
-(docs/NOTES.md). Of these no two are alike, and half of their pieces are chosen by a word that all words of the grammar
-are drawn from alike.
+(docs/NOTES.md). Of these no two are alike, and half of the pieces are found by a word, every word being as likely.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ def mixed(
     """
     random = Random(f"{seed}/mixed")
     seen = {_bare(text) for text in (*questions, *replies, *without)}
-    cut = _Cutter(questions), _Cutter(replies)
+    asked, told = _Cutter(questions), _Cutter(replies)
     for number in range(count if questions and replies else 0):
-        made = [cutter.new(random, seen) for cutter in cut]
-        if None in made:
+        question, reply = asked.new(random, seen), told.new(random, seen)
+        if question is None or reply is None:
             return  # there are no more
-        turns = Turn("user", made[0] or ""), Turn("assistant", made[1] or "")
+        turns = Turn("user", question), Turn("assistant", reply)
         yield Dialogue(f"mixed-{seed}-{number:06}", "train", "mixed", None, (), turns)
 
 
