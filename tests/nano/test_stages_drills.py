@@ -95,6 +95,26 @@ def test_a_step_is_of_one_kind(loaded: Loaded) -> None:
     assert len(batch.ids) == 2 and batch.speech and not len(batch.audio_at)
 
 
+def test_codes_that_slip_enter_and_are_not_picked(loaded: Loaded) -> None:
+    corpus = corpus_of(loaded)
+    reads = read_items(corpus)
+    right, slipped = (speech_batches(corpus, 8, 1, Shares(read=1.0, slips=s), (), reads)(0) for s in (0.0, 0.25))
+    for name in ("ids", "mixed", "text_target", "text_weight", "speech_target", "speech_weight"):
+        assert torch.equal(getattr(right, name), getattr(slipped, name)), name
+    assert torch.equal(slipped.groups, speech_batches(corpus, 8, 1, Shares(read=1.0, slips=0.25), (), reads)(0).groups)
+    special, size = loaded.config.speech_ids, right.groups.shape[2]
+    for name in ("groups", "previous"):
+        was, now = getattr(right, name), getattr(slipped, name)
+        codes = ~torch.isin(was, torch.tensor([special.bos, special.eos, special.pad]))
+        assert torch.equal(was[~codes], now[~codes])
+        assert 0.05 < float((was != now)[codes].float().mean()) < 0.3  # another may be the same: silence
+        assert set(now[codes].tolist()) <= set(was[codes].tolist())
+    # What slips is the same for the backbone and for the head: a group enters where its picks have.
+    picks = slipped.previous.roll(-1, 1).unflatten(1, (-1, size))[:, :-1]
+    mixed = slipped.mixed[:, 1:]
+    assert mixed.any() and torch.equal(picks[mixed], slipped.groups[:, 1:][mixed])
+
+
 def test_turns_with_long_prompts_are_left_out(loaded: Loaded) -> None:
     everything = corpus_of(loaded)
     lengths = sorted(everything.prompt_ids(item) for item in everything.items)

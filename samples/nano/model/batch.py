@@ -39,6 +39,7 @@ class Sequence:
         encoded: instead of `mels`, what a frozen encoder makes of each clip: 25 Hz rows [rows, d_model] before ln_post,
             or where its last layer is not frozen what enters that, two 50 Hz rows for each [rows, 2, d_model].
         window: int64 [rows] of each such clip: the number of the window that the encoder had each row in.
+        entered: int64 [S, G], what enters the next pick and the next step instead of `groups`; None: the same.
     """
 
     prompt_ids: Array
@@ -51,6 +52,7 @@ class Sequence:
     prompt_weight: Array | None = None
     encoded: tuple[Array, ...] = ()
     window: tuple[Array, ...] = ()
+    entered: Array | None = None
 
     @property
     def length(self) -> int:
@@ -212,10 +214,11 @@ def positions(s: Sequence, model: ModelConfig, length: int) -> dict[str, Array]:
     if s.prompt_weight is not None:
         out["text_weight"][:first] = s.prompt_weight
     # The group of step k enters with the row that consumes step k's text id.
-    out["groups"][prompt:end] = groups[:-1]
+    entered = groups if s.entered is None else s.entered
+    out["groups"][prompt:end] = entered[:-1]
     out["mixed"][prompt:end] = fed[:-1]
     picks = groups.reshape(-1)
-    out["previous"][first * size + 1 : end * size] = picks[:-1]
+    out["previous"][first * size + 1 : end * size] = entered.reshape(-1)[:-1]
     if s.groups is not None:
         out["speech_target"][first * size : end * size] = picks
         weight = np.ones(picks.shape, np.float32) if s.speech_weight is None else s.speech_weight.reshape(-1)

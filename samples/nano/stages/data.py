@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edge_sdk.config import ModelConfig
 from edge_sdk.errors import Error
 from samples.nano.model import batch as batches
 from samples.nano.model.batch import Array, Batch
@@ -227,6 +228,7 @@ class Shares:
     Args:
         hear, read, copy, figures: of the steps, those that are drills (see `drills`).
         both: of those that hear, the ones that hear two questions at a time.
+        slips: of the codes that stand before a pick, those that are others (see `slipped`).
         text: of the other steps' sequences, those that stay text alone.
         typed: of the spoken ones among them, those that answer text.
     """
@@ -238,6 +240,7 @@ class Shares:
     text: float = 0.0
     typed: float = 0.0
     both: float = 0.0
+    slips: float = 0.0
 
 
 def speech_batches(
@@ -282,6 +285,25 @@ def speech_batches(
             made = figures(3 * size, random)
         else:
             made = of_dialogues(random)
+        if shares.slips:
+            made = [slipped(sequence, shares.slips, corpus.prompter.model, random) for sequence in made]
         return batches.collate(made, corpus.prompter.model)
 
     return at
+
+
+def slipped(sequence: batches.Sequence, share: float, model: ModelConfig, random: Random) -> batches.Sequence:
+    """With a share of the reply's codes that enter replaced by others of it; what is to be picked stays.
+
+    On the device the head goes on from its own picks, some of which are wrong. One that has only ever gone on from
+    recorded codes takes the sound so far for more certain than the text: what began as "toaster" ends as "timer".
+    """
+    if sequence.groups is None:
+        return sequence
+    ids, drawn = model.speech_ids, np.random.default_rng(random.getrandbits(64))
+    codes = ~np.isin(sequence.groups, (ids.bos, ids.eos, ids.pad))
+    if not codes.any():
+        return sequence
+    other = drawn.choice(sequence.groups[codes], sequence.groups.shape)
+    slips = codes & (drawn.random(codes.shape) < share)
+    return dataclasses.replace(sequence, entered=np.where(slips, other, sequence.groups))

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
     parser.add_argument("--figures-share", type=share, default=0.0, help="of steps of numbers in words and figures")
     parser.add_argument(
+        "--slip-share", type=share, default=0.0, help="of the codes before a pick that are others of the reply"
+    )
+    parser.add_argument(
         "--head-context",
         type=positions,
         help="prompt positions that a reply's speech head sees; few are quick (default: all, as on the device)",
@@ -48,6 +51,7 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         text=options.text_share,
         typed=options.typed_share,
         both=options.hear_two_share,
+        slips=options.slip_share,
     )
     if shares.hear + shares.read + shares.copy + shares.figures > 1 + 1e-9:  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
         raise Error(f"the shares of drills are no more than 1 together; found {shares}")
