@@ -124,6 +124,11 @@ def _open(source: PathOrFile | bytes | bytearray | memoryview, stack: contextlib
         return _from_start(source, where), where
     except AudioError:
         raise
+    except FileNotFoundError as e:
+        # The first argument of Chat.send is sound: words given there are the likeliest mistake.
+        words = isinstance(source, str) and " " in source
+        hint = "; if these are words to be asked, give them as text=" if words else ""
+        raise AudioError(f"cannot read {where}: {e.strerror}{hint}") from e
     except Exception as e:  # a closed file, a path with a zero byte, whatever the caller's file object raises
         raise AudioError(f"cannot read {where}: {getattr(e, 'strerror', None) or e}") from e
 

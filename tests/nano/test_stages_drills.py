@@ -107,7 +107,8 @@ def test_codes_that_slip_enter_and_are_not_picked(loaded: Loaded) -> None:
         was, now = getattr(right, name), getattr(slipped, name)
         codes = ~torch.isin(was, torch.tensor([special.bos, special.eos, special.pad]))
         assert torch.equal(was[~codes], now[~codes])
-        assert 0.05 < float((was != now)[codes].float().mean()) < 0.3  # another may be the same: silence
+        # Fewer than asked for: another may be the same (silence), or run over the end.
+        assert 0.05 < float((was != now)[codes].float().mean()) < 0.3
         assert set(now[codes].tolist()) <= set(was[codes].tolist())
     # What slips is the same for the backbone and for the head: a group enters where its picks have.
     picks = slipped.previous.roll(-1, 1).unflatten(1, (-1, size))[:, :-1]

@@ -356,6 +356,7 @@ def test_what_is_no_audio_file_is_refused(tmp_path: Path) -> None:
     refused(b"", "is empty")
     refused(SYN.read_bytes()[:30], "not audio that can be read")
     refused(tmp_path / "none.wav", "none.wav", "No such file")
+    refused("What time is it?", "No such file", "text=")
     refused(tmp_path, "Is a directory")
     refused("bad\0name.wav", "null")
 

@@ -21,6 +21,7 @@ from samples.nano.texts.dialogues import Dialogue, Turn
 
 MOST_TAKES = 1 << 16
 Drill = Callable[[int, Random], list[batches.Sequence]]  # so many sequences
+LONGEST_SLIP = 5  # codes: 200 ms, a short syllable
 NEIGHBOURS = 8  # a batch is drawn from so many times its size of sequences of similar length
 
 
@@ -293,17 +294,21 @@ def speech_batches(
 
 
 def slipped(sequence: batches.Sequence, share: float, model: ModelConfig, random: Random) -> batches.Sequence:
-    """With a share of the reply's codes that enter replaced by others of it; what is to be picked stays.
+    """With some `share` of the reply's codes that enter replaced by runs of others of it; what is to be picked stays.
 
-    On the device the head goes on from its own picks, some of which are wrong. One that has only ever gone on from
-    recorded codes takes the sound so far for more certain than the text: what began as "toaster" ends as "timer".
+    On the device the head goes on from its own picks, some of which are a wrong sound. One that has only ever gone on
+    from recorded codes takes what it said for more certain than the text: what began as "toaster" ends as "timer".
     """
     if sequence.groups is None:
         return sequence
     ids, drawn = model.speech_ids, np.random.default_rng(random.getrandbits(64))
     codes = ~np.isin(sequence.groups, (ids.bos, ids.eos, ids.pad))
-    if not codes.any():
-        return sequence
-    other = drawn.choice(sequence.groups[codes], sequence.groups.shape)
-    slips = codes & (drawn.random(codes.shape) < share)
-    return dataclasses.replace(sequence, entered=np.where(slips, other, sequence.groups))
+    said = sequence.groups[codes]
+    heard = said.copy()
+    for at in np.flatnonzero(drawn.random(len(said)) < share * 2 / (1 + LONGEST_SLIP)):
+        there = drawn.integers(len(said))
+        length = min(drawn.integers(1, LONGEST_SLIP + 1), len(said) - max(at, there))
+        heard[at : at + length] = said[there : there + length]
+    entered = sequence.groups.copy()
+    entered[codes] = heard
+    return dataclasses.replace(sequence, entered=entered)
