@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from edge_sdk.errors import Error
+from samples.nano.muon import Muon
+from samples.nano.precision import multiplies_bfloat16
 from samples.nano.settings import Schedule
 
 _MOMENTUM = 0.95
@@ -68,13 +70,13 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
     matrices = _groups(trained, schedule, in_layers=True)
     if matrices:
         parts.append(
-            torch.optim.Muon(
+            Muon(
                 matrices,
                 lr=schedule.learning_rate,
                 weight_decay=schedule.weight_decay / schedule.muon_rate,  # it is multiplied by the rate
                 momentum=_MOMENTUM,
-                ns_steps=_ITERATIONS,
-                adjust_lr_fn="match_rms_adamw",
+                iterations=_ITERATIONS,
+                dtype=torch.bfloat16 if multiplies_bfloat16(trained[0][1].device) else torch.float32,
             )
         )
     return Optimizers(*parts)

@@ -27,6 +27,7 @@ from edge_sdk.errors import Error
 from edge_sdk.keyboard import ends_with, terminated_by
 from samples.nano import arguments
 from samples.nano.optimizers import Optimizers, make_optimizers
+from samples.nano.precision import multiplies_bfloat16
 from samples.nano.settings import Schedule
 from samples.nano.training_data import numbers, to_device
 from samples.nano.training_log import LOG, Clock, Log
@@ -138,15 +139,6 @@ def device_of(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as e:  # what torch says of CUDA that it lacks
         raise Error(f"the device '{name}' cannot be used here: {str(e).partition(chr(10))[0]}") from e
     return device
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is the quick way there: every CUDA device, and CPUs with AVX512-BF16 or AMX (4 to 5 times
-    float32's speed on one core, docs/NOTES.md)."""
-    if device.type != "cpu":
-        return device.type == "cuda"
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # since torch 2.11
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

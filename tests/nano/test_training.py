@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 from edge_sdk.errors import Error  # noqa: E402
 from edge_sdk.tensorfile import TensorFile  # noqa: E402
 from samples.nano import training_log, training_state  # noqa: E402
+from samples.nano.muon import Muon, orthogonal  # noqa: E402
 from samples.nano.optimizers import make_optimizers  # noqa: E402
 from samples.nano.settings import Schedule  # noqa: E402
 from samples.nano.training import learning_rate, train  # noqa: E402
@@ -194,6 +195,29 @@ def test_muon_moves_the_layers_matrices() -> None:
     optimizers.set_learning_rate(0.5)
     assert {g["lr"] for part in optimizers.parts for g in part.param_groups} == {0.5, 0.5 * MUON.muon_rate}
     assert len(make_optimizers(model, SCHEDULE).parts) == 1
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_muon_is_pytorchs_in_float32(shape: tuple[int, int]) -> None:
+    torch.manual_seed(2)
+    theirs = torch.nn.Parameter(torch.randn(shape))
+    ours = torch.nn.Parameter(theirs.detach().clone())
+    settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.95}
+    both = (
+        torch.optim.Muon([theirs], ns_steps=4, adjust_lr_fn="match_rms_adamw", **settings),
+        Muon([ours], iterations=4, **settings),
+    )
+    begun = ours.detach().clone()
+    for _ in range(3):
+        theirs.grad = torch.randn(shape)
+        ours.grad = theirs.grad.clone()
+        for optimizer in both:
+            optimizer.step()
+    assert set(both[0].state[theirs]) == set(both[1].state[ours])  # a run goes on with either
+    moved, wanted = ours - begun, theirs - begun
+    assert (moved - wanted).norm() < 0.02 * wanted.norm()  # theirs is made in bfloat16, 8 bits of it
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(shape), 5))
+    assert float(singular.min()) > 0.5 and float(singular.max()) < 1.5
 
 
 def test_what_was_trained_before_moves_at_its_own_rate() -> None:
