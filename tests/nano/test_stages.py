@@ -126,7 +126,8 @@ def test_every_drill_and_muon(work: Path) -> None:
     drills = ["--copy-share", "0.3", "--figures-share", "0.3", "--head-context", "2", "--head-sampled", "3"]
     two = ["--hear-share", "0.3", "--hear-two-share", "0.5"]
     refused(work, "run python -m samples.nano hear", "cocktail1", *few, *two)
-    command(work, "cocktail1", *few, *drills, "--hear-share", "0.3", "--hear-dropout", "0.1", "--backbone-rate", "0.5")
+    heard = ["--hear-share", "0.3", "--hear-dropout", "0.1"]
+    command(work, "cocktail1", *few, *drills, *heard, "--backbone-rate", "0.5", "--slip-share", "0.2")
     last = ["cocktail2", "--source", str(work / "cocktail1"), *few, "--encoder", "last", "--hear-share", "0.5"]
     heard_by(work / "cocktail1", work / "heard", last=True)
     refused(work, "run python -m samples.nano hear --before-last again", *last)
