@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from edge_sdk.errors import Error
+from samples.nano.devices import multiplies_bfloat16
 from samples.nano.muon import Muon
-from samples.nano.precision import multiplies_bfloat16
 from samples.nano.settings import Schedule
 
 _MOMENTUM = 0.95

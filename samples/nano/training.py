@@ -26,8 +26,8 @@ from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
 from edge_sdk.keyboard import ends_with, terminated_by
 from samples.nano import arguments
+from samples.nano.devices import device_of, multiplies_bfloat16
 from samples.nano.optimizers import Optimizers, make_optimizers
-from samples.nano.precision import multiplies_bfloat16
 from samples.nano.settings import Schedule
 from samples.nano.training_data import numbers, to_device
 from samples.nano.training_log import LOG, Clock, Log
@@ -125,20 +125,6 @@ def learning_rate(schedule: Schedule, step: int) -> float:
     past = (step - schedule.warmup_steps) / max(1, schedule.steps - schedule.warmup_steps)
     share = schedule.final_share + (1 - schedule.final_share) * (1 + math.cos(math.pi * min(past, 1.0))) / 2
     return schedule.learning_rate * share
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device of that name; None: the GPU where there is one.
-
-    Raises:
-        Error: there is none of that name here.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device).cpu()  # "meta" has nothing to copy
-    except (RuntimeError, AssertionError, NotImplementedError) as e:  # what torch says of CUDA that it lacks
-        raise Error(f"the device '{name}' cannot be used here: {str(e).partition(chr(10))[0]}") from e
-    return device
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

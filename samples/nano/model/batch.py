@@ -215,6 +215,8 @@ def positions(s: Sequence, model: ModelConfig, length: int) -> dict[str, Array]:
         out["text_weight"][:first] = s.prompt_weight
     # The group of step k enters with the row that consumes step k's text id.
     entered = groups if s.entered is None else s.entered
+    if entered.shape != groups.shape:
+        raise Error(f"a sequence's groups are {groups.shape}, but what enters for them is {entered.shape}")
     out["groups"][prompt:end] = entered[:-1]
     out["mixed"][prompt:end] = fed[:-1]
     picks = groups.reshape(-1)

@@ -7,12 +7,12 @@ from functools import partial
 
 from edge_sdk.errors import Error
 from samples.nano.arguments import weight
+from samples.nano.devices import device_of
 from samples.nano.model.checkpoint import load
 from samples.nano.settings import Schedule
 from samples.nano.stages import stage as stages
 from samples.nano.stages.loss import preference
 from samples.nano.stages.pairs import KINDS, preference_batches
-from samples.nano.training import device_of
 
 STAGE = stages.Stage(
     name="dpo",

@@ -20,16 +20,15 @@ import torch
 
 from edge_sdk.commands.output import progress
 from edge_sdk.errors import Error
+from samples.nano.devices import device_of, multiplies_bfloat16
 from samples.nano.model.batch import Array, collate
 from samples.nano.model.batch import Sequence as Example
 from samples.nano.model.checkpoint import Loaded, load
 from samples.nano.model.language import LanguageHalf
 from samples.nano.needed import checkpoint_folder
-from samples.nano.precision import multiplies_bfloat16
 from samples.nano.stages.data import Corpus
 from samples.nano.stages.examples import Heard
 from samples.nano.stages.sources import RenderedSounds
-from samples.nano.training import device_of
 
 HEARD = "heard"
 _CLIPS = 32  # of a batch
