@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW alone, or Muon for the matrices inside the language's layers and AdamW for the rest.
+"""What moves the weights: AdamW alone, or Muon for the matrices inside the layers and AdamW for the rest.
 
 Muon (Keller Jordan, 2024) makes each step of a matrix nearly orthogonal. Its steps are scaled to the size of AdamW's
 (Moonlight, 2025), so that one learning rate tells both.
@@ -20,6 +20,7 @@ from samples.nano.settings import Schedule
 
 _MOMENTUM = 0.95
 _ITERATIONS = 4  # of Newton-Schulz; a fifth one is a twentieth of a step's time on two cores
+_LAYERS = "layers", "transformer_blocks"  # of the language half, of the flow
 _RATE = "rate"  # key of a parameter group: its learning rate for each of the schedule's
 
 
@@ -83,8 +84,11 @@ def make_optimizers(model: nn.Module, schedule: Schedule) -> Optimizers:
 
 
 def _is_muons(name: str, p: Tensor) -> bool:
-    """A matrix inside a layer; but the encoder's come trained, and are wide, so that Muon would take long over them."""
-    return p.dim() == 2 and ".layers." in f".{name}" and not name.startswith("continuous_audio_tower.")
+    """A matrix inside a layer. Not the encoder's: they come trained, and are wide, so that Muon would take long over
+    them. Nor what modulates the flow's layers by time: that is nothing at first, and small."""
+    if p.dim() != 2 or name.startswith("continuous_audio_tower.") or ".attn_norm." in name:
+        return False
+    return any(f".{layers}." in f".{name}" for layers in _LAYERS)
 
 
 def _groups(trained: list[tuple[str, Tensor]], schedule: Schedule, *, in_layers: bool) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ from edge_sdk.export.pipeline import ExportOptions, export_bundle
 from edge_sdk.vocoder import Vocoder
 from samples.nano.__main__ import main
 from samples.nano.codec.encode import load_tokenizer, reply_codes
-from samples.nano.codec.folders import CODEC
-from samples.nano.codec.write_vocoder import load_waveform
+from samples.nano.codec.folders import CODEC, FLOW
+from samples.nano.codec.write_vocoder import load_flow, load_waveform
 from samples.nano.settings import TINY
 from samples.nano.ship.bundles import read_record
 from samples.nano.training_state import STATE
@@ -116,6 +116,28 @@ def test_a_flow_keeps_to_the_codes_it_learned_from(command: Command, tmp_path: P
     command("encode")
     said = command("flow", *short, status=1)
     assert "was begun with another codec; remove it to train the flow anew" in said
+
+
+def test_a_flow_goes_on_from_another(command: Command, tmp_path: Path) -> None:
+    """At a rate of 0 it stays what it was begun with; at another it does not, and begins another run."""
+    work, before = tmp_path / "work", tmp_path / "before"
+    rendered(work)
+    short = ("--rows", "2", "--steps", "2")
+    for name in ("codec", "encode", "flow"):
+        command(name, *(short if name != "encode" else ()))
+    given = load_flow(work, TINY).state_dict()
+    assert "is where the flow is written to" in command("flow", *short, "--source", str(work / FLOW), status=1)
+    (work / FLOW).rename(before)
+    going_on = (*short, "--source", str(before), "--muon")
+    command("flow", *going_on, "--learning-rate", "0")
+    assert all((value == given[name]).all() for name, value in load_flow(work, TINY).state_dict().items())
+    assert "begun with other settings" in command("flow", *going_on, status=1)
+    assert "was begun with another source" in command("flow", *short, status=1)
+    shutil.rmtree(work / FLOW)
+    command("flow", *going_on)
+    moved = {name for name, value in load_flow(work, TINY).state_dict().items() if (value != given[name]).any()}
+    assert "decoder.estimator.transformer_blocks.0.attn.to_q.weight" in moved
+    assert "there is no trained flow" in command("flow", *short, "--source", str(tmp_path / "nowhere"), status=1)
 
 
 def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("torch", reason="the recipe needs PyTorch")
 
@@ -41,6 +42,22 @@ def test_every_take_of_a_split(tmp_path: Path) -> None:
     assert sounds.question("three", 0) is None
     assert sounds.reply("No.") is None
     assert sounds.reply("Yes.") is sounds.codes["Yes."]
+
+
+def test_nothing_is_decoded_until_it_is_asked_for(tmp_path: Path) -> None:
+    rendered(tmp_path / "users", [Job("one", "train", take=0), Job("one", "train", take=1)])
+    sounds = RenderedSounds(tmp_path / "users", "train", {})
+    (tmp_path / "users" / "shard-00000.flac").unlink()
+    assert [len(clip) for clip in sounds.clips["one"]] == [800, 801]
+    with pytest.raises(soundfile.LibsndfileError, match=r"shard-00000\.flac"):
+        sounds.question("one", 0)
+
+
+def test_what_is_damaged_is_found_before_it_is_asked_for(tmp_path: Path) -> None:
+    rendered(tmp_path / "users", [Job("one", "train")])
+    (tmp_path / "users" / "shard-00000.flac").write_bytes(b"fLaC")
+    with pytest.raises(Error, match=r"shard-00000\.flac' is damaged"):
+        RenderedSounds(tmp_path / "users", "train", {})
 
 
 def test_when_words_begin(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ torch = pytest.importorskip("torch", reason="training needs torch")
 from edge_sdk.errors import Error  # noqa: E402
 from edge_sdk.tensorfile import TensorFile  # noqa: E402
 from samples.nano import training_log, training_state  # noqa: E402
+from samples.nano.codec.flow import Flow  # noqa: E402
+from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
 from samples.nano.muon import Muon, orthogonal  # noqa: E402
 from samples.nano.optimizers import make_optimizers  # noqa: E402
-from samples.nano.settings import Schedule  # noqa: E402
+from samples.nano.settings import TINY, Schedule  # noqa: E402
 from samples.nano.training import learning_rate, train  # noqa: E402
 from samples.nano.training_data import numbers, order  # noqa: E402
 
@@ -195,6 +197,16 @@ def test_muon_moves_the_layers_matrices() -> None:
     optimizers.set_learning_rate(0.5)
     assert {g["lr"] for part in optimizers.parts for g in part.param_groups} == {0.5, 0.5 * MUON.muon_rate}
     assert len(make_optimizers(model, SCHEDULE).parts) == 1
+
+
+def test_muon_moves_the_flows_matrices() -> None:
+    """Those of its layers; what modulates them by time is AdamW's, as is all that stands around them."""
+    model = Flow(vocoder_sizes(TINY.vocoder_spec()))
+    names = {id(p): n for n, p in model.named_parameters()}
+    _, muon = make_optimizers(model, MUON).parts
+    moved = {names[id(p)].split("transformer_blocks.")[1] for g in muon.param_groups for p in g["params"]}
+    parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.ff.0.0", "ff.ff.2")
+    assert moved == {f"{block}.{part}.weight" for block in range(TINY.vocoder.depth) for part in parts}
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])

@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One utterance in memory. pcm int16 [N], f0_hz float32 [L], mel float32 [n_mels, L], codes int64 [T] and turns
+    """One utterance in memory. f0_hz float32 [L], mel float32 [n_mels, L]; pcm int16 [N], codes int64 [T] and turns
     uint16 [N] (`fundamental_turns`): empty where not asked for."""
 
     pcm: Array
@@ -39,6 +39,7 @@ def prepare(
     sound: Sound,
     codes: Callable[[Utterance], Array] | None = None,
     with_turns: bool = False,
+    with_pcm: bool = True,
 ) -> list[Item]:
     """`codes`: of an utterance; without it items have none. `with_turns` needs utterances that have a curve."""
     items = []
@@ -50,7 +51,7 @@ def prepare(
         turns = np.empty(0, np.uint16)
         if with_turns:
             turns = fundamental_turns(utterance.curve, len(pcm), sound.output_rate_hz)
-        items.append(Item(pcm, utterance.f0_hz, mel, found, turns))
+        items.append(Item(pcm if with_pcm else pcm[:0].copy(), utterance.f0_hz, mel, found, turns))
     return items
 
 

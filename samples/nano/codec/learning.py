@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,22 @@ def add_training(parser: argparse.ArgumentParser, schedule: Schedule, rows: int)
     parser.add_argument("--rows", type=arguments.rows, default=rows, help="pieces in a batch (default: %(default)s)")
 
 
+def add_going_on(parser: argparse.ArgumentParser, schedule: Schedule) -> None:
+    """For a part that can begin with what was trained before."""
+    parser.add_argument("--source", type=Path, help="folder of a trained one to go on from (default: fresh weights)")
+    parser.add_argument("--muon", action="store_true", help="Muon for the layers' matrices (default: AdamW for all)")
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=schedule.learning_rate,
+        help="at its highest (default: %(default)s)",
+    )
+
+
 def learn(
     options: argparse.Namespace,
     model: nn.Module,
-    items: Callable[[Sequence[Utterance]], list[Item]],
+    items: Callable[[Iterable[Utterance], str], list[Item]],
     frames: int,
     batch: Callable[[Crops, int], Any],
     loss: Callable[[Any, Any], Any],
@@ -43,15 +55,14 @@ def learn(
     """Train on the replies of the training split, then say what the loss is on those held out, if there are any.
 
     Args:
-        items: what is learnt from, of utterances.
+        items: what is learnt from, of the utterances of a split; they come one by one, since all would be twice as
+            large as what is kept of them.
         frames: of a piece.
         batch: a step's batch from its pieces.
     """
     settings: Settings = options.settings
     schedule = dataclasses.replace(schedule, steps=options.steps)
-    spoken = list(replies(options.work, settings.sound))
-    train_on, held_out = (items([u for u in spoken if u.split == split]) for split in (TRAIN, HELD_OUT))
-    del spoken  # as long as the items, which are all that is needed from here on
+    train_on, held_out = (items(replies(options.work, settings.sound, split), split) for split in (TRAIN, HELD_OUT))
     if not train_on:
         raise Error("no reply of the training split is rendered: run python -m samples.nano render first")
     crops = Crops(train_on, settings.sound, options.rows, frames, settings.seed)

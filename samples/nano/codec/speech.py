@@ -13,7 +13,7 @@ import numpy as np
 from edge_sdk.errors import Error
 from samples.nano.settings import Sound
 from samples.nano.voices.hibari_voice import F0_RATE, Spoken
-from samples.nano.voices.shards import read_clips
+from samples.nano.voices.shards import read_shards
 
 TRAIN, HELD_OUT = "train", "held_out"
 TURN = 1 << 16
@@ -35,10 +35,14 @@ class Utterance:
     curve: Array = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-def replies(work: Path, sound: Sound) -> Iterator[Utterance]:
-    """Every rendered reply. Raises Error if there are none."""
-    for clip in read_clips(work / "speech" / "replies"):
-        yield utterance(clip.text, str(clip.asked["split"]), clip.spoken, sound)
+def replies(work: Path, sound: Sound, split: str | None = None) -> Iterator[Utterance]:
+    """Every rendered reply (`split`: of that one). Raises Error if none was rendered."""
+    for shard in read_shards(work / "speech" / "replies"):
+        if all(split not in (None, clip["job"]["split"]) for clip in shard.told):
+            continue  # nothing to decode
+        for clip in shard.clips():
+            if split in (None, clip.asked["split"]):
+                yield utterance(clip.text, str(clip.asked["split"]), clip.spoken, sound)
 
 
 def utterance(text: str, split: str, spoken: Spoken, sound: Sound) -> Utterance:

@@ -1,12 +1,15 @@
 """Trains the flow, speech codes -> vocoder mel, under the chunk mask in half of its steps so that it can stream.
 
-`encode` comes before it.
+`encode` comes before it. With `--source FOLDER` it goes on from a flow that is trained, such as the one that
+`samples/nano/weights` keeps in the tree, on whatever replies were rendered and encoded since.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +19,11 @@ from samples.nano.begun import keep_to
 from samples.nano.codec.checkpoint import speaker
 from samples.nano.codec.crops import Crops, Item, prepare
 from samples.nano.codec.encode import codec_digest, load_tokenizer, reply_codes
-from samples.nano.codec.files import save_model
+from samples.nano.codec.files import digest, load_model, save_model
 from samples.nano.codec.flow import Flow
 from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss
 from samples.nano.codec.folders import FLOW
-from samples.nano.codec.learning import RUN, add_training, learn
+from samples.nano.codec.learning import RUN, add_going_on, add_training, learn
 from samples.nano.codec.sizes import vocoder_sizes
 from samples.nano.codec.speech import TRAIN, Utterance
 from samples.nano.settings import Schedule, Settings
@@ -31,30 +34,46 @@ FRAMES = 150  # of a piece: 3 s, three blocks of the chunk mask
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training(parser, SCHEDULE, rows=16)
+    add_going_on(parser, SCHEDULE)
 
 
 def run(options: argparse.Namespace) -> int:
     settings: Settings = options.settings
     folder, sizes = options.work / FLOW, vocoder_sizes(settings.vocoder_spec())
     torch.manual_seed(settings.seed)
-    model = Flow(sizes)
+    source: Path | None = options.source
+    if source and source.resolve() == folder.resolve():
+        raise Error(f"--source: '{source}' is where the flow is written to; copy what is there, and give the copy")
+    model = load_model(source, FLOW, lambda _: Flow(sizes)) if source else Flow(sizes)
     quantizer = load_tokenizer(options.work, settings).quantizer
     scalars = quantizer.decode(torch.arange(quantizer.codes))
     codes, voice = reply_codes(options.work, settings), speaker(settings, folder)
 
-    def items(utterances: Sequence[Utterance]) -> list[Item]:
-        new = sum(utterance.text not in codes for utterance in utterances)
+    def items(utterances: Iterable[Utterance], split: str) -> list[Item]:
+        new = 0
+
+        def known(of: Iterable[Utterance]) -> Iterator[Utterance]:
+            nonlocal new
+            for utterance in of:
+                if utterance.text in codes:
+                    yield utterance
+                else:
+                    new += 1
+
+        found = prepare(known(utterances), settings.sound, lambda u: codes[u.text], with_pcm=False)
         if new:
             raise Error(f"{new} rendered replies have no codes yet: run python -m samples.nano encode first")
-        found = prepare(utterances, settings.sound, lambda utterance: codes[utterance.text])
-        if found and utterances[0].split == TRAIN:
+        if found and split == TRAIN and not source:
             begin_near(model, torch.from_numpy(np.concatenate([item.mel for item in found], axis=1).T), scalars)
         return found
 
     def batch(crops: Crops, step: int) -> FlowBatch:
         return crops.flow(step, sizes.flow.codebook_size, sizes.flow.lookahead_tokens, voice)
 
-    keep_to(folder / RUN, {"codec": codec_digest(options.work)}, "remove it to train the flow anew on these codes")
-    learn(options, model, items, FRAMES, batch, flow_loss, SCHEDULE, folder)
+    before = digest(source / f"{FLOW}.safetensors") if source else ""
+    begun = {"codec": codec_digest(options.work), "source": before}
+    keep_to(folder / RUN, begun, "remove it to train the flow anew on these codes")
+    schedule = dataclasses.replace(SCHEDULE, learning_rate=options.learning_rate, muon=options.muon)
+    learn(options, model, items, FRAMES, batch, flow_loss, schedule, folder)
     save_model(folder, FLOW, model, {"name": settings.name})
     return 0

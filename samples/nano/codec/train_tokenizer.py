@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     torch.manual_seed(settings.seed)
     model = Tokenizer(settings.codec, settings.sound)
 
-    def items(utterances: Sequence[Utterance]) -> list[Item]:
+    def items(utterances: Iterable[Utterance], split: str) -> list[Item]:
         return prepare(utterances, settings.sound)
 
     learn(options, model, items, FRAMES, Crops.sound_of, tokenizer_loss, SCHEDULE, folder)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     torch.manual_seed(settings.seed)
     model = begin(Waveform(vocoder_sizes(settings.vocoder_spec())))
 
-    def items(utterances: Sequence[Utterance]) -> list[Item]:
+    def items(utterances: Iterable[Utterance], split: str) -> list[Item]:
         # Elsewhere the phase of the synthesizer's pulses is not known.
         return prepare((u for u in utterances if len(u.curve)), settings.sound, with_turns=True)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,14 @@ def run(options: argparse.Namespace) -> int:
     model, flow = load_waveform(work, settings, tuned=False), load_flow(work, settings)
     codes, voice = reply_codes(work, settings), torch.from_numpy(speaker(settings, work / FLOW))[None]
 
-    def items(utterances: Sequence[Utterance]) -> list[Item]:
-        said = [u for u in utterances if len(u.curve)]
-        wanted = options.replies
-        if said and said[0].split != TRAIN:
-            wanted = -(-wanted // _HELD_OUT_SHARE)
-        found = prepare(said[:wanted], settings.sound, with_turns=True)
+    def items(utterances: Iterable[Utterance], split: str) -> list[Item]:
+        wanted = options.replies if split == TRAIN else -(-options.replies // _HELD_OUT_SHARE)
+        said = list(islice((u for u in utterances if len(u.curve)), wanted))
+        found = prepare(said, settings.sound, with_turns=True)
         # As in a stream and as a whole, by turns.
         return [
             dataclasses.replace(item, mel=made(codes[u.text], number % 2 == 0))
-            for number, (u, item) in enumerate(zip(said, found, strict=False))
+            for number, (u, item) in enumerate(zip(said, found, strict=True))
         ]
 
     @torch.no_grad()

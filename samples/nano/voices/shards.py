@@ -67,8 +67,34 @@ def write_shard(folder: Path, number: int, asked: str, jobs: Sequence[Any], spok
         parts[kind].replace(names[kind])
 
 
-def read_clips(folder: Path, check: bool = True) -> Iterator[Clip]:
-    """Every clip of a rendered folder, in the order of the texts.
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A whole shard; its sound is decoded when its clips are asked for.
+
+    Args:
+        names: its files by kind.
+        rate: of its sound, Hz.
+        told: what its JSON says of each clip: "samples", "frames", "word_starts_s", and "job" that it answers.
+    """
+
+    names: dict[str, Path]
+    rate: int
+    told: list[dict[str, Any]]
+
+    def clips(self) -> Iterator[Clip]:
+        pcm: Array = soundfile.read(self.names["flac"], dtype="float32")[0]
+        f0 = np.load(self.names["f0"], allow_pickle=False)
+        at = frame = 0
+        for clip in self.told:
+            samples, frames = clip["samples"], clip["frames"]
+            starts = tuple(clip["word_starts_s"])
+            spoken = Spoken(pcm[at : at + samples], self.rate, f0[frame : frame + frames], starts)
+            yield Clip(clip["job"]["text"], spoken, clip["job"])
+            at, frame = at + samples, frame + frames
+
+
+def read_shards(folder: Path, check: bool = True) -> Iterator[Shard]:
+    """Every shard of a rendered folder, in the order of the texts.
 
     Args:
         check: compare hashes.
@@ -85,7 +111,13 @@ def read_clips(folder: Path, check: bool = True) -> Iterator[Clip]:
         for name, sha256 in told["sha256"].items() if check else ():
             if file_sha256(folder / name) != sha256:
                 raise Error(f"'{folder / name}' is damaged: run the same render command again")
-        yield from _clips(names, told)
+        yield Shard(names, told["rate"], told["clips"])
+
+
+def read_clips(folder: Path) -> Iterator[Clip]:
+    """Every clip of a rendered folder; raises as `read_shards` does."""
+    for shard in read_shards(folder):
+        yield from shard.clips()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -94,21 +126,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return value
     except (OSError, ValueError) as e:
         raise Error(f"'{folder}' has no manifest.json that can be read: run python -m samples.nano render first") from e
-
-
-def _clips(names: dict[str, Path], told: dict[str, Any]) -> Iterator[Clip]:
-    pcm: Array = soundfile.read(names["flac"], dtype="float32")[0]
-    f0 = np.load(names["f0"], allow_pickle=False)
-    at = frame = 0
-    for clip in told["clips"]:
-        spoken = Spoken(
-            pcm[at : at + clip["samples"]],
-            told["rate"],
-            f0[frame : frame + clip["frames"]],
-            tuple(clip["word_starts_s"]),
-        )
-        yield Clip(clip["job"]["text"], spoken, clip["job"])
-        at, frame = at + clip["samples"], frame + clip["frames"]
 
 
 def _names(folder: Path, number: int) -> dict[str, Path]:
