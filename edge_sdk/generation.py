@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,7 @@ class GenerationConfig:
         force_audio_bos: speech starts at once. Ignored where speech is off.
         seed: the same seed, bundle and conversation give the same reply; None draws one (see Timings.seed).
         vocoder_steps: Euler steps of the flow; one of the counts the bundle has tables for.
-        cfg_rate: classifier-free guidance of the flow, at most 100; 0 is off.
+        cfg_rate: classifier-free guidance of the flow, at most 100; 0 is off. 0.7 is the released vocoder's.
     """
 
     max_new_tokens: int = 2048
@@ -85,16 +86,20 @@ class GenerationConfig:
     def of_bundle(cls, bundle: Bundle) -> GenerationConfig:
         """What a bundle's replies are made with where nothing else is said: the section "edge_sdk" of its checkpoint's
         generation_config.json, over our defaults. The file's own keys are left alone: upstream's example overrides
-        them, and so do we.
+        them, and so do we. The guidance that it does not tell is the vocoder's own (`inference_cfg_rate` of its YAML).
 
         Raises:
             BundleError: the section is not an object of our fields, or a value cannot be.
         """
-        return cls.of_section(bundle.manifest.generation, f"bundle '{bundle.path}'")
+        manifest = bundle.manifest
+        defaults = {"cfg_rate": manifest.vocoder.flow.cfg_rate} if manifest.vocoder else {}
+        return cls.of_section(manifest.generation, f"bundle '{bundle.path}'", defaults)
 
     @classmethod
-    def of_section(cls, generation: Mapping[str, object], where: str) -> GenerationConfig:
-        """The same of the content of a generation_config.json; `where` is for messages."""
+    def of_section(
+        cls, generation: Mapping[str, object], where: str, defaults: Mapping[str, object] = MappingProxyType({})
+    ) -> GenerationConfig:
+        """The same of the content of a generation_config.json; `where` is for messages, `defaults` come before ours."""
         section = generation.get(SECTION, {})
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(section) - set(names)) if isinstance(section, Mapping) else [str(section)]
@@ -104,7 +109,7 @@ class GenerationConfig:
                 f"{', '.join(names)}"
             )
         try:
-            return cls(**section)  # type: ignore[arg-type]
+            return cls(**{**defaults, **section})  # type: ignore[arg-type]
         except Error as e:
             raise BundleError(f"{where}: '{SECTION}' of its generation settings cannot be used: {e}") from e
 

@@ -30,6 +30,7 @@ from edge_sdk.config import FlowConfig, VocoderConfig
 from edge_sdk.errors import BundleError, Error
 from edge_sdk.flow import Flow, FlowSettings
 from edge_sdk.flow_stream import FlowStream
+from edge_sdk.generation import GenerationConfig
 from edge_sdk.runtime import Array, Runtime
 from edge_sdk.vocoder_input import check_ids, check_preview, check_speaker, context_frames
 from edge_sdk.waveform import Waveform, WaveformStream
@@ -74,8 +75,8 @@ class Vocoder:
         bundle: Bundle | str | os.PathLike[str],
         voice: str | Any | None = None,
         mode: str = "streaming",
-        steps: int = 10,
-        cfg_rate: float = 0.7,
+        steps: int | None = None,
+        cfg_rate: float | None = None,
         context_s: float | None = 6.0,
         *,
         preview_tokens: int = 0,
@@ -88,8 +89,10 @@ class Vocoder:
             bundle: an open bundle, or the path of one.
             voice: a voice's name, a speaker embedding float [speaker_dim], or None for the bundle's default voice.
             mode: "streaming" or "whole".
-            steps: Euler steps of the flow; one of those the bundle has tables for.
-            cfg_rate: strength of classifier-free guidance, from 0 (off) to 100.
+            steps: Euler steps of the flow; one of those the bundle has tables for. None: the bundle's own, as `Chat`
+                takes it (`GenerationConfig.of_bundle`); 10 where it says none.
+            cfg_rate: strength of classifier-free guidance, from 0 (off) to 100. None: the bundle's own, 0.7 for the
+                released vocoder.
             context_s: seconds of earlier sound that the streaming flow keeps seeing, rounded up to its blocks. None
                 keeps all, which is exact and takes memory for every second (`VocoderStream.nbytes`).
             preview_tokens: streaming only: give the sound of so many first tokens without waiting for their block of
@@ -108,6 +111,9 @@ class Vocoder:
         if not isinstance(mode, str) or mode not in MODES:
             raise Error(f"vocoder mode must be one of {', '.join(MODES)}, found {mode!r}")
         self.mode = mode
+        own = GenerationConfig.of_bundle(opened)
+        steps = own.vocoder_steps if steps is None else steps
+        cfg_rate = own.cfg_rate if cfg_rate is None else cfg_rate
         self._bundle, self._config = opened, config
         self._settings = FlowSettings(
             speaker=self._speaker(voice),

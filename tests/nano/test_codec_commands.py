@@ -138,6 +138,10 @@ def test_a_flow_goes_on_from_another(command: Command, tmp_path: Path) -> None:
     moved = {name for name, value in load_flow(work, TINY).state_dict().items() if (value != given[name]).any()}
     assert "decoder.estimator.transformer_blocks.0.attn.to_q.weight" in moved
     assert "there is no trained flow" in command("flow", *short, "--source", str(tmp_path / "nowhere"), status=1)
+    assert "give its folder as --source" in command("flow", *short, "--sampled", status=1)
+    assert "was begun with another sampled" in command("flow", *going_on, "--sampled", status=1)
+    shutil.rmtree(work / FLOW)
+    assert "step 2 of 2" in command("flow", *going_on, "--sampled")
 
 
 def test_what_is_missing_is_said(command: Command, tmp_path: Path) -> None:

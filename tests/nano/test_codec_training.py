@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from samples.nano.codec.crops import FULL_SCALE, Crops, Item, prepare  # noqa: E402
 from samples.nano.codec.flow import Flow  # noqa: E402
-from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss, seen  # noqa: E402
+from samples.nano.codec.flow_loss import FlowBatch, begin_near, flow_loss, sampled_loss, seen  # noqa: E402
 from samples.nano.codec.mel import FLOOR  # noqa: E402
 from samples.nano.codec.quantizer import Quantizer  # noqa: E402
 from samples.nano.codec.sizes import vocoder_sizes  # noqa: E402
@@ -138,6 +139,26 @@ def test_the_flow_learns_one_batch(items: list[Item]) -> None:
     begin_near(flow, torch.from_numpy(np.concatenate([item.mel for item in items], axis=1).T), SCALARS)
     losses = learn(flow, lambda: flow_loss(flow, batch), 20, 3e-3)
     assert losses[-1] < LEARNT * losses[0]
+
+
+def test_the_flow_learns_what_sampling_ends_in(items: list[Item]) -> None:
+    torch.manual_seed(1)
+    flow, batch = Flow(SIZES), flow_batch(items)
+    begin_near(flow, torch.from_numpy(np.concatenate([item.mel for item in items], axis=1).T), SCALARS)
+    losses = learn(flow, lambda: sampled_loss(flow, batch), 20, 3e-3)
+    assert losses[-1] < LEARNT * losses[0]
+
+
+def test_what_is_filling_does_not_count(items: list[Item]) -> None:
+    torch.manual_seed(1)
+    flow, batch = Flow(SIZES), flow_batch(items)
+    for loss in (flow_loss, sampled_loss):
+        found = []
+        for filling in (0.0, 50.0):
+            mel = batch.mel.where(batch.valid[..., None], torch.tensor(filling))
+            torch.manual_seed(3)
+            found.append(float(loss(flow, dataclasses.replace(batch, mel=mel)).detach()))
+        assert found[0] == pytest.approx(found[1])
 
 
 def test_the_waveform_part_learns_one_batch(items: list[Item]) -> None:

@@ -8,13 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edge_sdk.bundle import Bundle
 from edge_sdk.chat import Chat
 from edge_sdk.errors import BundleError, CheckpointError
 from edge_sdk.export.pipeline import ExportOptions, export_bundle
 from edge_sdk.generation import GenerationConfig
+from edge_sdk.vocoder import Vocoder
 from tests import speech_goldens as goldens
+from tests import tolerances
+from tests.vocoder import goldens as vocoder_goldens
 
 SECTION = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 7}
 
@@ -41,6 +46,27 @@ def test_a_bundle_says_how_it_replies(checkpoint: Callable[[Any], Path], tmp_pat
     mine = GenerationConfig(seed=3)
     with Chat(bundle, generation=mine) as chat:
         assert chat.generation is mine
+
+
+def test_the_vocoder_alone_sounds_as_in_a_reply(checkpoint: Callable[[Any], Path], tmp_path: Path) -> None:
+    """Steps are the bundle's; guidance, where it says none, is the vocoder's own (`inference_cfg_rate`)."""
+    vocoder = tmp_path / "vocoder"
+    shutil.copytree(vocoder_goldens.TINY, vocoder)
+    told = vocoder / "cosyvoice3.yaml"
+    text = told.read_text()
+    assert "inference_cfg_rate: 0.7" in text
+    told.write_text(text.replace("inference_cfg_rate: 0.7", "inference_cfg_rate: 0.3"))
+    options = ExportOptions(noise_frames=200)
+    voices = {"zh_female": vocoder_goldens.VOICE}
+    path = export_bundle(checkpoint({"vocoder_steps": 4}), vocoder, tmp_path / "b.bundle", options, voices=voices)
+    ids = np.arange(12) % 6561
+    with Bundle.open(path) as bundle:
+        own = GenerationConfig.of_bundle(bundle)
+        assert (own.vocoder_steps, own.cfg_rate) == (4, 0.3)
+        sound = Vocoder(bundle).synthesize(ids)
+        np.testing.assert_array_equal(sound, Vocoder(bundle, steps=4, cfg_rate=0.3).synthesize(ids))
+        assert np.abs(sound - Vocoder(bundle, cfg_rate=0.7).synthesize(ids)).max() > tolerances.CHANGED_ABS
+        assert np.abs(sound - Vocoder(bundle, steps=10).synthesize(ids)).max() > tolerances.CHANGED_ABS
 
 
 def test_one_that_says_nothing_has_the_sdks_own(speech_bundle_path: Path) -> None:

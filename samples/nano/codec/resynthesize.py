@@ -36,11 +36,10 @@ from samples.nano.codec.speech import HELD_OUT, Utterance, replies
 from samples.nano.codec.tokenizer import MODEL_NAME
 from samples.nano.codec.waveform import Waveform
 from samples.nano.codec.write_vocoder import load_flow, load_waveform
-from samples.nano.settings import Settings
+from samples.nano.settings import FLOW_STEPS, Settings
 from samples.nano.voices.judge import Errors, Judge, word_errors
 
 SOUND = "sound"
-STEPS = 10  # of the flow: the device's
 
 Array = np.ndarray[Any, Any]
 Chain = Callable[[Utterance], Array]
@@ -48,7 +47,9 @@ Chain = Callable[[Utterance], Array]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=20, help="replies (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the flow (default: %(default)s, the device's)")
+    parser.add_argument(
+        "--steps", type=int, default=FLOW_STEPS, help="of the flow (default: %(default)s, the device's)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the WAV files (default: resynthesized in the work folder)")
     parser.add_argument("--no-asr", action="store_true", help="write the files, read nothing")
 
@@ -84,7 +85,7 @@ def report(sounds: dict[str, list[Array]], texts: Sequence[str], rate_hz: int) -
         print(f"{name:<20}{errors.rate:7.1%}  {errors.errors} of {errors.words} words against {what}")
 
 
-def chains(work: Path, settings: Settings, steps: int = STEPS) -> dict[str, Chain]:
+def chains(work: Path, settings: Settings, steps: int = FLOW_STEPS) -> dict[str, Chain]:
     """What can be said with what is trained."""
     sound = settings.sound
     mel_of: dict[str, Callable[[Utterance], Tensor]] = {

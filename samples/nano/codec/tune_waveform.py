@@ -23,12 +23,12 @@ from samples.nano.codec.encode import reply_codes
 from samples.nano.codec.files import digest, save_model
 from samples.nano.codec.folders import FLOW, TUNED, WAVEFORM
 from samples.nano.codec.learning import RUN, add_training, learn
-from samples.nano.codec.resynthesize import STEPS, flow_mel
+from samples.nano.codec.resynthesize import flow_mel
 from samples.nano.codec.speech import TRAIN, Utterance
 from samples.nano.codec.train_waveform import FRAMES
 from samples.nano.codec.waveform_loss import waveform_loss
 from samples.nano.codec.write_vocoder import load_flow, load_waveform, waveform_digest
-from samples.nano.settings import Schedule, Settings
+from samples.nano.settings import FLOW_STEPS, Schedule, Settings
 
 SCHEDULE = Schedule(steps=2600, learning_rate=5e-4, warmup_steps=20, betas=(0.8, 0.99))
 _HELD_OUT_SHARE = 10  # of so many replies for training one to look at
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
     @torch.no_grad()
     def made(ids: Array, masked: bool) -> Array:
-        mel: Array = flow_mel(flow, voice, torch.from_numpy(ids)[None], STEPS, masked=masked)[0].numpy()
+        mel: Array = flow_mel(flow, voice, torch.from_numpy(ids)[None], FLOW_STEPS, masked=masked)[0].numpy()
         return mel
 
     begun = {"flow": digest(work / FLOW / f"{FLOW}.safetensors"), WAVEFORM: waveform_digest(work)}

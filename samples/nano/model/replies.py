@@ -14,12 +14,13 @@ from typing import Any
 from edge_sdk.export.checkpoint import read_json
 from edge_sdk.files import write_file
 from edge_sdk.generation import SECTION
+from samples.nano.settings import FLOW_STEPS
 
 GENERATION = "generation_config.json"
 # A penalty would forbid what a steady vowel is made of: the same code again. The grammar's longest reply takes half of
-# the ids. Four steps of the flow were understood better than ten (README.md).
+# the ids. The flow's guidance is the vocoder's to tell.
 REPLIES: Mapping[str, Any] = MappingProxyType(
-    {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 160, "vocoder_steps": 4}
+    {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 160, "vocoder_steps": FLOW_STEPS}
 )
 
 
