@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class GenerationConfig:
         cls, generation: Mapping[str, object], where: str, defaults: Mapping[str, object] = MappingProxyType({})
     ) -> GenerationConfig:
         """The same of the content of a generation_config.json; `where` is for messages, `defaults` come before ours."""
-        section = generation.get(SECTION, {})
+        section: Any = generation.get(SECTION, {})
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(section) - set(names)) if isinstance(section, Mapping) else [str(section)]
         if unknown:
@@ -109,7 +109,7 @@ class GenerationConfig:
                 f"{', '.join(names)}"
             )
         try:
-            return cls(**{**defaults, **section})  # type: ignore[arg-type]
+            return cls(**{**defaults, **section})
         except Error as e:
             raise BundleError(f"{where}: '{SECTION}' of its generation settings cannot be used: {e}") from e
 
