@@ -59,7 +59,7 @@ def test_the_vocoder_alone_sounds_as_in_a_reply(checkpoint: Callable[[Any], Path
     options = ExportOptions(noise_frames=200)
     voices = {"zh_female": vocoder_goldens.VOICE}
     path = export_bundle(checkpoint({"vocoder_steps": 4}), vocoder, tmp_path / "b.bundle", options, voices=voices)
-    ids = np.arange(12) % 6561
+    ids = np.arange(12)
     with Bundle.open(path) as bundle:
         own = GenerationConfig.of_bundle(bundle)
         assert (own.vocoder_steps, own.cfg_rate) == (4, 0.3)
