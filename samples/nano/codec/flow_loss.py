@@ -52,9 +52,9 @@ def flow_loss(model: Flow, batch: FlowBatch) -> Tensor:
 def sampled_loss(model: Flow, batch: FlowBatch) -> Tensor:
     """Mean absolute error of the mel that a few Euler steps from noise end in, without guidance; all of them learn.
 
-    A velocity takes all of the noise away again, and a narrow network may not carry 80 bins of noise beside what is said:
-    some stays in the mel. Here one step learns to take away what those before it left. What comes out is the likeliest
-    mel and no drawn one, so it is smoother. For a flow that `flow_loss` has trained.
+    A velocity takes all of the noise away again, and a narrow network may not carry 80 bins of it beside what is said:
+    some stays in the mel. Here one step learns to take away what those before it left. What comes out is near the
+    median of the mels and no drawn one, so it is smoother. For a flow that `flow_loss` has trained.
     """
     steps = SAMPLED_STEPS[int(torch.randint(len(SAMPLED_STEPS), ()))]
     mask = _masked_or_not(model, batch)
