@@ -95,6 +95,22 @@ def test_a_step_is_of_one_kind(loaded: Loaded) -> None:
     assert len(batch.ids) == 2 and batch.speech and not len(batch.audio_at)
 
 
+def test_an_answer_in_text_takes_the_whole_dialogue(loaded: Loaded) -> None:
+    """Every reply counts from its first id to its end, of dialogues without sound, too."""
+    corpus = corpus_of(loaded)
+    new = next(d for d in dialogues(2, 200, "train") if not d.tools and len(d.turns) > 4)
+    more = last_replies(Corpus(corpus.prompter, [new], None, Layout()).items)
+    heard, typed = (speech_batches(corpus, 2, 1, Shares(answer=1.0, heard=s), answers=more)(0) for s in (1.0, 0.0))
+    assert not heard.speech and not typed.speech
+    assert len(heard.audio_at) and not len(typed.audio_at)
+    alone = copy.copy(corpus)
+    alone.items = []
+    batch = speech_batches(alone, 1, 1, Shares(answer=1.0), answers=more)(0)
+    replies = [corpus.prompter.reply_ids(t) for t in new.turns if t.role == "assistant"]
+    assert len(replies) > 1 and not len(batch.audio_at)
+    assert int((batch.text_weight > 0).sum()) == sum(len(said) + len(calls) + 1 for said, calls in replies)
+
+
 def test_codes_that_slip_enter_and_are_not_picked(loaded: Loaded) -> None:
     corpus = corpus_of(loaded)
     reads = read_items(corpus)

@@ -144,10 +144,12 @@ class Corpus:
             dialogue = dataclasses.replace(dialogue, turns=both)
         return written(self.prompter, dialogue, item.number, heard, prompt_weight=0.0)
 
-    def written(self, item: Item, prompt_weight: float, replies_weight: float = 0.0) -> batches.Sequence:
-        return written(
-            self.prompter, item.dialogue, item.number, prompt_weight=prompt_weight, replies_weight=replies_weight
-        )
+    def written(
+        self, item: Item, prompt_weight: float, replies_weight: float = 0.0, heard: dict[int, Heard] | None = None
+    ) -> batches.Sequence:
+        """In text alone; `heard`: the questions that are sound."""
+        weights = {"prompt_weight": prompt_weight, "replies_weight": replies_weight}
+        return written(self.prompter, item.dialogue, item.number, heard, **weights)
 
 
 def last_replies(items: Sequence[Item]) -> list[Item]:
@@ -228,6 +230,8 @@ class Shares:
 
     Args:
         hear, read, copy, figures: of the steps, those that are drills (see `drills`).
+        answer: of the steps, those that answer in text alone, all replies of a dialogue at once.
+        heard: of their sequences, those whose questions are sound.
         both: of those that hear, the ones that hear two questions at a time.
         slips: of the codes that stand before a pick, those that are others (see `slipped`).
         text: of the other steps' sequences, those that stay text alone.
@@ -238,6 +242,8 @@ class Shares:
     read: float = 0.0
     copy: float = 0.0
     figures: float = 0.0
+    answer: float = 0.0
+    heard: float = 0.0
     text: float = 0.0
     typed: float = 0.0
     both: float = 0.0
@@ -253,8 +259,14 @@ def speech_batches(
     read: Sequence[Item] = (),
     copies: Drill | None = None,
     figures: Drill | None = None,
+    answers: Sequence[Item] = (),
 ) -> Callable[[int], Batch]:
-    """Batches of spoken replies, and of the drills given. `copies` and `figures` make so many of them."""
+    """Batches of spoken replies, and of the drills given. `copies` and `figures` make so many of them.
+
+    Args:
+        answers: more dialogues for the steps that answer in text alone, to their last replies; they need no sound.
+    """
+    answered = sorted([*last_replies(corpus.items), *answers], key=lambda item: item.size) if shares.answer else []
 
     def of_dialogues(random: Random) -> list[batches.Sequence]:
         made = []
@@ -268,6 +280,13 @@ def speech_batches(
                 made.append(corpus.written(item, 0.0, corpus.layout.history_weight))
             else:
                 made.append(corpus.spoken(item, take=take, typed=typed))
+        return made
+
+    def in_text(random: Random) -> list[batches.Sequence]:
+        made = []
+        for item in draw(answered, size, random):
+            heard, take = random.random() < shares.heard, random.randrange(MOST_TAKES)
+            made.append(corpus.written(item, 0.0, 1.0, corpus.heard(item, take) if heard else None))
         return made
 
     def at(step: int) -> Batch:
@@ -284,6 +303,8 @@ def speech_batches(
             made = copies(2 * size, random)
         elif figures is not None and kind < shares.hear + shares.read + shares.copy + shares.figures:
             made = figures(3 * size, random)
+        elif kind < shares.hear + shares.read + shares.copy + shares.figures + shares.answer:
+            made = in_text(random)
         else:
             made = of_dialogues(random)
         if shares.slips:

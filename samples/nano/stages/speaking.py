@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 
 from edge_sdk.errors import Error
 from samples.nano.arguments import positions, share
 from samples.nano.stages import hear
 from samples.nano.stages import stage as stages
-from samples.nano.stages.data import Shares, speech_batches
+from samples.nano.stages.data import Corpus, Item, Shares, last_replies, speech_batches
 from samples.nano.stages.drills import copies, figures, hear_items, read_items, words_of
 from samples.nano.stages.loss import cross_entropy
-from samples.nano.texts.store import read_mixed
+from samples.nano.texts.store import read_dialogues, read_mixed
 
 
 def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
@@ -26,6 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser, stage: stages.Stage) -> None:
     parser.add_argument("--read-share", type=share, default=0.0, help="of steps that say what is written")
     parser.add_argument("--copy-share", type=share, default=0.0, help="of steps that copy ids drawn at random")
     parser.add_argument("--figures-share", type=share, default=0.0, help="of steps of numbers in words and figures")
+    parser.add_argument(
+        "--answer-share", type=share, default=0.0, help="of steps that answer in text alone, whole dialogues at once"
+    )
+    parser.add_argument("--answer-heard", type=share, default=0.5, help="of those dialogues, the ones that are heard")
+    parser.add_argument(
+        "--answer-texts", type=Path, metavar="DIR", help="more dialogues for those steps; they need not be rendered"
+    )
     parser.add_argument(
         "--slip-share", type=share, default=0.0, help="of the codes before a pick that are others of the reply"
     )
@@ -48,13 +56,17 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         read=options.read_share,
         copy=options.copy_share,
         figures=options.figures_share,
+        answer=options.answer_share,
+        heard=options.answer_heard,
         text=options.text_share,
         typed=options.typed_share,
         both=options.hear_two_share,
         slips=options.slip_share,
     )
-    if shares.hear + shares.read + shares.copy + shares.figures > 1 + 1e-9:  # 0.2 + 0.4 + 0.3 + 0.1 is more than 1
-        raise Error(f"the shares of drills are no more than 1 together; found {shares}")
+    if shares.hear + shares.read + shares.copy + shares.figures + shares.answer > 1 + 1e-9:  # 0.2 + 0.4 + 0.3 + 0.1 is
+        raise Error(f"the shares of drills and answers are no more than 1 together; found {shares}")
+    if options.answer_texts and not shares.answer:
+        raise Error("--answer-texts is for the steps of --answer-share, which is 0")
     if options.hear_two_share and not options.hear_share:
         raise Error("--hear-two-share is a share of --hear-share, which is 0")
     if options.hear_dropout == 1:
@@ -86,6 +98,7 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         read_items(corpus, more) if shares.read else (),
         partial(copies, words_of(corpus)),
         partial(figures, corpus.prompter),
+        more_answers(options, corpus),
     )
     loss = partial(
         cross_entropy,
@@ -94,3 +107,11 @@ def run(options: argparse.Namespace, stage: stages.Stage) -> int:
         head_sampled=options.head_sampled,
     )
     return stages.train(options, stage, loaded, batches, loss)
+
+
+def more_answers(options: argparse.Namespace, corpus: Corpus) -> list[Item]:
+    """Dialogues beside the corpus, each to the last of its replies whose prompt is not too long."""
+    if not options.answer_texts:
+        return []
+    found = read_dialogues(options.answer_texts / "train.jsonl")
+    return last_replies(Corpus(corpus.prompter, found, None, corpus.layout, options.longest).items)
