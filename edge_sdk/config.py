@@ -223,6 +223,11 @@ class FlowConfig(Section):
     def frame_rate_hz(self) -> float:
         return self.token_rate_hz * self.frames_per_token
 
+    @property
+    def rows(self) -> int:
+        """Times that a step computes a frame: with and without condition; where there is no guidance, with it alone."""
+        return 2 if self.cfg_rate else 1
+
 
 @dataclass(frozen=True)
 class WaveformConfig(Section):

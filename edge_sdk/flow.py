@@ -21,7 +21,7 @@ class FlowSettings:
     Attributes:
         speaker: float32 [speaker_dim].
         steps: Euler steps.
-        cfg_rate: strength of classifier-free guidance.
+        cfg_rate: strength of classifier-free guidance. No effect on a flow that has none (`Flow.guide`).
         context_frames: frames before the current block that are kept; None keeps all.
         preview_tokens: give the frames of so many first tokens before their block is complete, from a block cut short
             there. Not exact: the rest of the block, computed whole, does not quite fit them. 0: no preview.
@@ -66,6 +66,11 @@ class Flow:
         start = sum(self.config.steps[: self.config.steps.index(steps)])
         return range(start, start + steps)
 
+    def guide(self, call: Call, cfg_rate: float) -> None:
+        """Binds the guidance. A vocoder whose own is 0 was exported without the half that it takes, and has none."""
+        if "cfg_rate" in self.step_engine.inputs:
+            call.set("cfg_rate", np.array(cfg_rate, np.float32))
+
     def whole(self, ids: Array, settings: FlowSettings, *, final: bool = True) -> Array:
         """All frames see all frames: ids int64 [T] -> mel float32 [T * frames_per_token, n_mels].
 
@@ -76,7 +81,7 @@ class Flow:
         if frames > self.config.noise_frames:
             raise Error(f"{frames} mel frames at once, the bundle has noise for {self.config.noise_frames}")
         call = self.whole_call(condition)
-        call.set("cfg_rate", np.array(settings.cfg_rate, np.float32))
+        self.guide(call, settings.cfg_rate)
         states = (self.noise[:frames].copy(), np.empty((frames, self.config.n_mels), np.float32))
         for i, row in enumerate(self.step_rows(settings.steps)):
             call.set("step", np.array(row))

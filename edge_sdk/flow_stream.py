@@ -16,7 +16,7 @@ import numpy as np
 from edge_sdk.call_state import CallState
 from edge_sdk.errors import Error
 from edge_sdk.flow import Flow, FlowSettings, TokenConditions, chunk_tokens
-from edge_sdk.runtime import Array, Call, Engine
+from edge_sdk.runtime import Array, Call
 
 log = logging.getLogger("edge_sdk.flow")
 
@@ -137,7 +137,7 @@ class _BlockSampler:
         self._position = zeros((c.chunk_frames,), np.float32)
         self._last, self._total = zeros((1,), np.int32), zeros((), np.int32)
         self._calls = [
-            self._bind(flow.step_engine, state, row, settings.cfg_rate)
+            self._bind(flow, state, row, settings.cfg_rate)
             for state, row in zip(self._states, flow.step_rows(settings.steps), strict=True)
         ]
         self._bind_frames(c.chunk_frames)
@@ -150,11 +150,11 @@ class _BlockSampler:
             "unbounded" if self._context is None else f"{self._context / c.frame_rate_hz:g} s",
         )
 
-    def _bind(self, engine: Engine, state: CallState, row: int, cfg_rate: float) -> Call:
-        call = engine.call()
+    def _bind(self, flow: Flow, state: CallState, row: int, cfg_rate: float) -> Call:
+        call = flow.step_engine.call()
         state.bind(call)
         call.set("step", np.array(row))
-        call.set("cfg_rate", np.array(cfg_rate, np.float32))
+        flow.guide(call, cfg_rate)
         call.set("last_position", self._last)
         call.set("total_positions", self._total)
         return call

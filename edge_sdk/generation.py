@@ -42,7 +42,8 @@ class GenerationConfig:
         force_audio_bos: speech starts at once. Ignored where speech is off.
         seed: the same seed, bundle and conversation give the same reply; None draws one (see Timings.seed).
         vocoder_steps: Euler steps of the flow; one of the counts the bundle has tables for.
-        cfg_rate: classifier-free guidance of the flow, at most 100; 0 is off. 0.7 is the released vocoder's.
+        cfg_rate: classifier-free guidance of the flow, at most 100; 0 is off. 0.7 is the released vocoder's. One whose
+            own is 0 has none, whatever is said here.
     """
 
     max_new_tokens: int = 2048

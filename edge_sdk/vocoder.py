@@ -92,7 +92,7 @@ class Vocoder:
             steps: Euler steps of the flow; one of those the bundle has tables for. None: the bundle's own, as `Chat`
                 takes it (`GenerationConfig.of_bundle`); 10 where it says none.
             cfg_rate: strength of classifier-free guidance, from 0 (off) to 100. None: the bundle's own, 0.7 for the
-                released vocoder.
+                released vocoder. A vocoder whose own is 0 was exported without guidance: no rate has an effect there.
             context_s: seconds of earlier sound that the streaming flow keeps seeing, rounded up to its blocks. None
                 keeps all, which is exact and takes memory for every second (`VocoderStream.nbytes`).
             preview_tokens: streaming only: give the sound of so many first tokens without waiting for their block of

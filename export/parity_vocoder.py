@@ -99,10 +99,9 @@ class _Comparison:
 
         speaker, noise = reference.speaker(self._settings.speaker), self._flow.noise[: len(found["condition"])]
         x = noise.copy()
-        velocity = reference.estimate(x, expected["mu"], speaker, float(time_grid(self._steps)[0][0]))["velocity"]
-        stages.append(
-            _stage("flow: velocity", "velocity", self._velocity(found["condition"], x), velocity.transpose(1, 0, 2))
-        )
+        rows = reference.estimate(x, expected["mu"], speaker, float(time_grid(self._steps)[0][0]))["velocity"]
+        velocity = rows[: self._config.rows].transpose(1, 0, 2)
+        stages.append(_stage("flow: velocity", "velocity", self._velocity(found["condition"], x), velocity))
 
         def sampled(mask: Array | None) -> Array:
             rate = self._settings.cfg_rate
@@ -120,7 +119,7 @@ class _Comparison:
         call = self._flow.whole_call(condition)
         call.set("x", x)
         call.set("step", np.array(self._flow.step_rows(self._steps)[0]))
-        call.set("cfg_rate", np.array(self._settings.cfg_rate, np.float32))
+        self._flow.guide(call, self._settings.cfg_rate)
         call.fetch("velocity")
         return call.run()["velocity"]
 

@@ -1,7 +1,8 @@
 """The flow's two graphs: tokens -> condition, and one Euler step for new frames only.
 
 The two CFG rows (conditional, unconditional) travel as neighbours, [frames, 2, width], so that a reshape makes them
-twice the heads of one attention. Adaptive norms are tables over the steps; a prompt mel is never there and cut.
+twice the heads of one attention. A vocoder whose own guidance is 0 has the first row alone. Adaptive norms are tables
+over the steps; a prompt mel is never there and cut.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from edge_sdk.export.graphs.vocoder_blocks import causal_convolution, convolutio
 from edge_sdk.export.reference.flow import LAYER_NORM_EPS, LOOKAHEAD_SLOPE
 from edge_sdk.export.vocoder_weights import BLOCKS, ESTIMATOR, LOOKAHEAD, POSITION
 
-_ROWS = 2  # conditional, unconditional
 _INPUT = f"{ESTIMATOR}.input_embed.proj"
 
 
 def build_flow_tokens(config: FlowConfig, t: Tensors) -> GraphBuilder:
     """Inputs: ids int64 [tokens + lookahead], the lookahead tokens only seen, `codebook_size` standing for none;
     speaker float32 [speaker_dim]; state lookahead_cache.
-    Outputs: mu [tokens, n_mels]; condition [tokens * frames_per_token, 2 * dim], what the steps add to x.
+    Outputs: mu [tokens, n_mels]; condition [tokens * frames_per_token, rows * dim], what the steps add to x.
     """
     g = GraphBuilder("flow_tokens", policy=t.policy)
     ids = g.input("ids", "int64", ("ids",))
@@ -45,7 +45,7 @@ def build_flow_tokens(config: FlowConfig, t: Tensors) -> GraphBuilder:
     with g.scope("condition"):
         condition = _condition(g, mu, _speaker(g, speaker, config, t), config, t)
     g.output(mu, "mu", "float32", ("tokens", config.n_mels))
-    g.output(condition, "condition", "float32", ("frames", _ROWS * config.dim))
+    g.output(condition, "condition", "float32", ("frames", config.rows * config.dim))
     return g
 
 
@@ -73,7 +73,7 @@ def _speaker(g: GraphBuilder, speaker: str, config: FlowConfig, t: Tensors) -> s
 
 
 def _condition(g: GraphBuilder, mu: str, speaker: str, config: FlowConfig, t: Tensors) -> str:
-    """What mu, speaker and bias contribute to the input projection, both rows: [frames, 2 * dim].
+    """What mu, speaker and bias contribute to the input projection, all rows: [frames, rows * dim].
 
     The unconditional row sees zeros for both, so only the bias. Worked out once a token: its frames are equal.
     """
@@ -89,23 +89,25 @@ def _condition(g: GraphBuilder, mu: str, speaker: str, config: FlowConfig, t: Te
     bias = t.weight(f"{_INPUT}.bias")
     by_speaker = linear(g, speaker, columns(2), bias)
     conditional = g.op("Add", linear(g, mu, columns(1)), by_speaker)
-    rows = g.op("Shape", conditional)
-    unconditional = g.op("Expand", g.weight(bias), rows)
-    both = [conditional, unconditional] * config.frames_per_token
-    return g.op("Reshape", g.op("Concat", *both, axis=1), g.ints(-1, _ROWS * config.dim))
+    rows = [conditional]
+    if config.rows > 1:
+        rows.append(g.op("Expand", g.weight(bias), g.op("Shape", conditional)))
+    joined = g.op("Concat", *(rows * config.frames_per_token), axis=1)
+    return g.op("Reshape", joined, g.ints(-1, config.rows * config.dim))
 
 
 def build_flow(config: FlowConfig, t: Tensors) -> GraphBuilder:
     """One Euler step for n new frames that see all cached frames and each other.
 
-    Inputs: x [n, n_mels]; condition [n, 2 * dim]; position float32 [n], the frames' numbers; step int64 [], row of
-    the tables; cfg_rate float32 []; last_position int32 [1] and total_positions int32 [], cached and new frames
-    (minus one in the first); states conv_cache.*, key_cache.i and value_cache.i [1, 2 * heads, capacity, head].
-    Outputs: x_next [n, n_mels]; velocity [n, 2, n_mels], both rows; the states.
+    Inputs: x [n, n_mels]; condition [n, rows * dim]; position float32 [n], the frames' numbers; step int64 [], row of
+    the tables; cfg_rate float32 [], where there are two rows; last_position int32 [1] and total_positions int32 [],
+    cached and new frames (minus one in the first); states conv_cache.*, key_cache.i and value_cache.i
+    [1, rows * heads, capacity, head].
+    Outputs: x_next [n, n_mels]; velocity [n, rows, n_mels]; the states.
     """
     g = GraphBuilder("flow", policy=t.policy)
     x = g.input("x", "float32", ("frames", config.n_mels))
-    condition = g.input("condition", "float32", ("frames", _ROWS * config.dim))
+    condition = g.input("condition", "float32", ("frames", config.rows * config.dim))
     step = _Step(g, config, t)
     with g.scope("input_embed"):
         h = _input_embed(g, x, condition, config, t)
@@ -116,26 +118,27 @@ def build_flow(config: FlowConfig, t: Tensors) -> GraphBuilder:
     with g.scope("euler"):
         x_next = g.op("Add", x, g.op("Mul", step.length(), step.guided(velocity)))
     g.output(x_next, "x_next", "float32", ("frames", config.n_mels))
-    g.output(velocity, "velocity", "float32", ("frames", _ROWS, config.n_mels))
+    g.output(velocity, "velocity", "float32", ("frames", config.rows, config.n_mels))
     return g
 
 
 def _input_embed(g: GraphBuilder, x: str, condition: str, config: FlowConfig, t: Tensors) -> str:
-    """-> [2n, dim], a frame's two rows together."""
+    """-> [rows * n, dim], a frame's rows together."""
+    rows = config.rows
 
-    def both_rows() -> Array:
-        return np.tile(fold.split_input(t.read(f"{_INPUT}.weight"), config.n_mels)[0], (_ROWS, 1))
+    def of_rows() -> Array:
+        return np.tile(fold.split_input(t.read(f"{_INPUT}.weight"), config.n_mels)[0], (rows, 1))
 
-    weight = t.derived(f"fold/{_INPUT}.x", (_ROWS * config.dim, config.n_mels), both_rows)
+    weight = t.derived(f"fold/{_INPUT}.x", (rows * config.dim, config.n_mels), of_rows)
     with g.scope("proj"):
         h = g.op("Reshape", g.op("Gemm", x, g.weight(weight), condition, transB=1), g.ints(-1, config.dim))
     with g.scope("conv_pos_embed"):
-        y = g.op("Transpose", g.op("Reshape", h, g.ints(-1, _ROWS, config.dim)), perm=[1, 2, 0])
+        y = g.op("Transpose", g.op("Reshape", h, g.ints(-1, rows, config.dim)), perm=[1, 2, 0])
         for name in ("conv1", "conv2"):
             with g.scope(name):
                 conv, bias = (t.weight(f"{POSITION}.{name}.0.{part}") for part in ("weight", "bias"))
                 groups = config.dim // conv.shape[1]
-                y = causal_convolution(g, y, f"conv_pos_embed.{name}", conv, bias, rows=_ROWS, groups=groups)
+                y = causal_convolution(g, y, f"conv_pos_embed.{name}", conv, bias, rows=rows, groups=groups)
                 y = g.op("Mul", y, g.op("Tanh", g.op("Softplus", y)))  # Mish
         y = g.op("Reshape", g.op("Transpose", y, perm=[2, 0, 1]), g.ints(-1, config.dim))
         return g.op("Add", h, y)
@@ -149,7 +152,7 @@ class _Step:
         self.head = cache_head_dim(config.head_dim)
         position = g.input("position", "float32", ("frames",))
         self.step = g.input("step", "int64", ())
-        self.cfg_rate = g.input("cfg_rate", "float32", ())
+        self.cfg_rate = g.input("cfg_rate", "float32", ()) if config.rows > 1 else ""
         self.last = g.input("last_position", "int32", (1,))
         self.total = g.input("total_positions", "int32", ())
         self._times, self._lengths = fold.step_rows(config.steps)
@@ -182,7 +185,7 @@ class _Step:
         return linear(self.g, x, self.t.weight(f"{name}.weight"), self.t.weight(f"{name}.bias"))
 
     def block(self, h: str, i: int) -> str:
-        """h [2n, dim] -> [2n, dim]."""
+        """h [rows * n, dim] -> [rows * n, dim]."""
         g, name = self.g, f"{BLOCKS}.{i}"
         with g.scope("attn_norm"):
             rows = self._table(f"{name}.attn_norm", fold.ATTENTION_CHUNKS, fold.attention_table)
@@ -202,7 +205,7 @@ class _Step:
         g, c = self.g, self.config
         width = c.heads * self.head
         q, k, v = g.ops("Split", self._qkv(name, x), count=3, axis=1, num_outputs=3)
-        heads = [g.op("Reshape", y, g.ints(1, -1, _ROWS * width)) for y in (q, k, v)]
+        heads = [g.op("Reshape", y, g.ints(1, -1, c.rows * width)) for y in (q, k, v)]
         for i in (0, 1):
             # Upstream rotates before it splits into heads: a row counts as one head here, turned in its first channels.
             heads[i] = g.op(
@@ -210,11 +213,11 @@ class _Step:
                 heads[i],
                 self.cos,
                 self.sin,
-                num_heads=_ROWS,
+                num_heads=c.rows,
                 rotary_embedding_dim=c.head_dim,
                 interleaved=1,
             )
-        shape = (1, _ROWS * c.heads, "capacity", self.head)
+        shape = (1, c.rows * c.heads, "capacity", self.head)
         caches = [g.input(f"{kind}_cache.{layer}", "float32", shape) for kind in ("key", "value")]
         names = [f"/{g.name}/transformer_blocks.{layer}/attn/attended", *(x.replace(".", "_out.", 1) for x in caches)]
         attended = g.ops(
@@ -226,8 +229,8 @@ class _Step:
             count=3,
             names=names,
             domain=MICROSOFT,
-            num_heads=_ROWS * c.heads,
-            kv_num_heads=_ROWS * c.heads,
+            num_heads=c.rows * c.heads,
+            kv_num_heads=c.rows * c.heads,
             scale=float(c.head_dim) ** -0.5,
             causal=0,
         )
@@ -236,7 +239,7 @@ class _Step:
         return self._project_out(f"{name}.to_out.0", g.op("Reshape", attended[0], g.ints(-1, width)))
 
     def _qkv(self, name: str, x: str) -> str:
-        """One product for all three: [2n, 3 * heads * head], heads padded to the cache's size."""
+        """One product for all three: [rows * n, 3 * heads * head], heads padded to the cache's size."""
         c, t, parts = self.config, self.t, ("to_q", "to_k", "to_v")
 
         def join(leaf: str) -> Array:
@@ -260,18 +263,20 @@ class _Step:
             return linear(self.g, x, weight, t.weight(f"{name}.bias"))
 
     def velocity(self, h: str) -> str:
-        """[2n, dim] -> [n, 2, n_mels]."""
-        g = self.g
+        """[rows * n, dim] -> [n, rows, n_mels]."""
+        g, shape = self.g, self.g.ints(-1, self.config.rows, self.config.n_mels)
         with g.scope("norm_out"):
             scale, shift = self._table(f"{ESTIMATOR}.norm_out", 2, fold.norm_table)
             x = self._norm(h, scale, shift)
         with g.scope("proj_out"):
-            return g.op("Reshape", self._linear(f"{ESTIMATOR}.proj_out", x), g.ints(-1, _ROWS, self.config.n_mels))
+            return g.op("Reshape", self._linear(f"{ESTIMATOR}.proj_out", x), shape)
 
     def guided(self, velocity: str) -> str:
-        """(1 + rate) * conditional - rate * unconditional, [n, n_mels]."""
-        g = self.g
-        conditional, unconditional = g.ops("Split", velocity, count=_ROWS, axis=1, num_outputs=_ROWS)
+        """(1 + rate) * conditional - rate * unconditional, [n, n_mels]; of one row itself."""
+        g, rows = self.g, self.config.rows
+        if rows == 1:
+            return g.op("Squeeze", velocity, g.ints(1))
+        conditional, unconditional = g.ops("Split", velocity, count=rows, axis=1, num_outputs=rows)
         strengthened = g.op("Mul", conditional, g.op("Add", self.cfg_rate, g.scalar(1.0)))
         guided = g.op("Sub", strengthened, g.op("Mul", unconditional, self.cfg_rate))
         return g.op("Squeeze", guided, g.ints(1))

@@ -34,6 +34,7 @@ class Sizes:
     heads: int = 2
     head_dim: int = 16
     ff_mult: int = 2
+    cfg_rate: float = 0.7
     position_groups: int = 4
     position_kernel: int = 31
     time_features: int = 16
@@ -138,7 +139,7 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
             content:
                 solver: euler
                 t_scheduler: cosine
-                inference_cfg_rate: 0.7
+                inference_cfg_rate: {s.cfg_rate}
         estimator: !new:cosyvoice.flow.DiT.dit.DiT
             dim: {s.dim}
             depth: {s.depth}

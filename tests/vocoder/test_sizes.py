@@ -10,13 +10,14 @@ import pytest
 
 from edge_sdk.bundle import Bundle
 from edge_sdk.excitation import noise_generator, uniform_noise
+from edge_sdk.export.parity_vocoder import compare_vocoder
 from edge_sdk.export.reference.flow import FlowReference, chunk_mask
 from edge_sdk.export.reference.waveform import WaveformReference
 from edge_sdk.export.vocoder_checkpoint import VocoderCheckpoint, read_vocoder
 from edge_sdk.flow_stream import FlowStream
 from edge_sdk.vocoder import Vocoder
 from edge_sdk.waveform import WaveformStream
-from tests.tolerances import FLOAT32_ERROR_RATIO, relative
+from tests.tolerances import CHANGED_ABS, FLOAT32_ERROR_RATIO, FLOW_MEL_ABS, relative
 from tests.vocoder.bundles import export_folder
 from tests.vocoder.folders import Sizes, write_folder
 
@@ -40,6 +41,8 @@ CASES = {
     "other looks to the right": Sizes(look_right=6, f0_first_kernel=7, f0_kernel=5, post_kernel=3),
     "a phase that runs": Sizes(running_phase=True, harmonics=5),
     "f0 looks further than the trunk": Sizes(look_right=1, f0_first_kernel=6),
+    "no guidance": Sizes(cfg_rate=0, depth=2),
+    "no guidance, heads that need padding": Sizes(cfg_rate=0, dim=24, heads=3, head_dim=10),
 }  # fmt: skip
 
 
@@ -63,6 +66,26 @@ def test_graphs_equal_the_reference(case: str, tmp_path: Path) -> None:
         assert vocoder.sample_rate == sizes.sample_rate
 
 
+def test_a_vocoder_without_guidance_computes_half(tmp_path: Path) -> None:
+    """The row without condition is neither computed nor cached, and no rate brings it back."""
+    mels, caches = [], []
+    for rate in (0.0, 0.7):
+        folder = write_folder(tmp_path / f"source {rate}", Sizes(cfg_rate=rate), seed=1)
+        path = export_folder(folder, tmp_path / f"bundle {rate}", {"a": folder / "voice.npy"}, noise_frames=400)
+        with Bundle.open(path) as bundle:
+            bundle.verify()
+            assert all(stage.ok for stage in compare_vocoder(bundle, folder))
+            ids = np.arange(30) % 50
+            mels.append([whole(Vocoder(bundle, steps=4, cfg_rate=asked), ids) for asked in (0.0, 0.7)])
+            vocoder = Vocoder(bundle, steps=4)
+            caches.append(FlowStream(vocoder._flow, vocoder._settings).nbytes)
+    (without, unmoved), (plain, guided) = mels
+    np.testing.assert_array_equal(without, unmoved)
+    assert np.abs(plain - guided).max() > CHANGED_ABS
+    assert np.abs(without - plain).max() < FLOW_MEL_ABS
+    assert 1.9 < caches[1] / caches[0] <= 2
+
+
 def whole(vocoder: Vocoder, ids: Array) -> Array:
     return vocoder._flow.whole(ids, vocoder._settings)
 
@@ -76,7 +99,7 @@ def reference_mel(source: VocoderCheckpoint, bundle: Bundle, ids: Array, mask: A
     reference = FlowReference(source.flow, source.flow_weights.read, dtype)
     mu, speaker = reference.tokens(ids)["mu"], reference.speaker(bundle.voice())
     noise = bundle.read_array(bundle.manifest.noise).T[: len(mu)]
-    return reference.sample(mu, speaker, noise, steps=2, cfg_rate=0.7, mask=mask)[-1]["x_out"]
+    return reference.sample(mu, speaker, noise, steps=2, cfg_rate=source.flow.cfg_rate, mask=mask)[-1]["x_out"]
 
 
 def reference_sound(source: VocoderCheckpoint, mel: Array, dtype: Any) -> Array:
