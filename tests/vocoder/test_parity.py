@@ -69,7 +69,11 @@ def test_a_narrow_flow(tmp_path: Path, precision: str) -> None:
     assert all(line.ok for line in lines)
 
 
-@pytest.mark.parametrize("sizes", [Sizes(), Sizes(head_dim=12, heads=3, dim=40, depth=2)], ids=["small", "heads of 12"])
+@pytest.mark.parametrize(
+    "sizes",
+    [Sizes(), Sizes(head_dim=12, heads=3, dim=40, depth=2), Sizes(cfg_rate=0, depth=2)],
+    ids=["small", "heads of 12", "no guidance"],
+)
 def test_a_recipe_for_all_of_the_flow(tmp_path: Path, sizes: Sizes) -> None:
     """Tables and projections at its ends too, in heads that are padded for the cache."""
     folder = write_folder(tmp_path / "folder", sizes, seed=3)
