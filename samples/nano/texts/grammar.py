@@ -1,6 +1,8 @@
 """Phrasings and words as data: the files below grammar/, and which of their lines only evaluation may see.
 
     [ask timers.set]            what a user says; some of its lines are held out
+    [more timers.set]           written later: more of the same, of which some are held out by themselves, so that what
+                                was held out before stays so, and what was not
     [say timers.set]            what the assistant says
     [words rooms]               values
     [around request]            frames around a request, {} is the request
@@ -26,12 +28,31 @@ FILES = Path(__file__).parent / "grammar"
 HELD_OUT_PHRASINGS = 0.25  # of each section's lines, from three lines on
 HELD_OUT_VALUES = 0.15
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
-_HEADING = re.compile(r"\[(ask|say|words|around) ([a-z_]+(?:\.[a-z_]+)?)\]")
+_HEADING = re.compile(r"\[(ask|more|say|words|around) ([a-z_]+(?:\.[a-z_]+)?)\]")
 
 
 @lru_cache
 def sections() -> Mapping[str, tuple[str, ...]]:
-    """Lines by section, "ask timers.set" and so on, in the order of the files."""
+    """Lines by section, "ask timers.set" and so on, in the order of the files; those written later behind the others."""
+    found = _headings()
+    return {name: both for name, both in _with_more(found).items() if not name.startswith("more ")}
+
+
+def _with_more(found: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    alone = [name for name in found if name.startswith("more ") and f"ask {name[5:]}" not in found]
+    if alone:
+        raise Error(f"the grammar has [{alone[0]}] without [ask {alone[0][5:]}]")
+    return {name: (*lines, *found.get(_more_of(name), ())) for name, lines in found.items()}
+
+
+def _more_of(name: str) -> str:
+    kind, _, act = name.partition(" ")
+    return f"more {act}" if kind == "ask" else ""
+
+
+@lru_cache
+def _headings() -> Mapping[str, tuple[str, ...]]:
+    """Lines by heading, in the order of the files."""
     found: dict[str, list[str]] = {}
     for path in sorted(FILES.glob("*.txt")):
         heading = ""
@@ -80,16 +101,21 @@ def phrasings(name: str, held_out: bool) -> tuple[str, ...]:
 def _held_out_lines() -> Mapping[str, frozenset[str]]:
     """Of each section those of the lowest hashes, but none with a word that training would then read nowhere: what it
     has never seen no model can know, and which words those are would be chance."""
-    asked = {name: found for name, found in sections().items() if name.startswith("ask ") and len(found) > 2}
+    asked = {name: found for name, found in _headings().items() if name.startswith("ask ") and len(found) > 2}
+    later = {name: found for name in asked if (found := _headings().get(_more_of(name)))}
     kept: dict[str, frozenset[str]] = {}
     # Dialogues and the small tasks in text alone are two corpora: what one trains the other may lack.
     for kind in (True, False):
-        kept |= _chosen({name: found for name, found in asked.items() if name.startswith("ask plain.") == kind})
+        first, more = ({n: x for n, x in y.items() if n.startswith("ask plain.") == kind} for y in (asked, later))
+        left = Counter(word for found in first.values() for line in found for word in _literal_words(line))
+        kept |= _chosen(first, left)
+        left.update(word for found in more.values() for line in found for word in _literal_words(line))
+        kept |= {name: kept[name] | lines for name, lines in _chosen(more, left).items()}
     return kept
 
 
-def _chosen(asked: Mapping[str, tuple[str, ...]]) -> dict[str, frozenset[str]]:
-    left = Counter(word for found in asked.values() for line in found for word in _literal_words(line))
+def _chosen(asked: Mapping[str, tuple[str, ...]], left: Counter[str]) -> dict[str, frozenset[str]]:
+    """`left`: how many lines of training have a word; what is chosen is taken from it."""
     kept = {}
     for name, found in asked.items():
         chosen: set[str] = set()
