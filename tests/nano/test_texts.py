@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_sdk.errors import Error
 from edge_sdk.tools import ToolCallParser
 from samples.nano.__main__ import main
 from samples.nano.texts import grammar, plain
@@ -90,6 +91,24 @@ def test_no_text_of_a_held_out_phrasing_is_one_of_a_training_phrasing() -> None:
             assert ours, name
             assert theirs, name
             assert not ours & theirs, name
+
+
+def test_phrasings_written_later_move_none_to_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that learnt from the lines of before can be asked the held-out ones of now."""
+    now, later = grammar._held_out_lines(), grammar._headings()
+    before = {name: lines for name, lines in later.items() if not name.startswith("more ")}
+    assert len(before) < len(later)
+    monkeypatch.setattr(grammar, "_headings", lambda: before)
+    for name, kept in grammar._held_out_lines.__wrapped__().items():
+        assert kept == now[name] & set(before[name])
+        assert bool(now[name] - kept) == (f"more {name.removeprefix('ask ')}" in later)
+
+
+def test_phrasings_of_nothing_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("[ask a.b]\nx\n[more a.c]\ny\n")
+    monkeypatch.setattr(grammar, "FILES", tmp_path)
+    with pytest.raises(Error, match=r"\[more a.c\] without \[ask a.c\]"):
+        grammar._with_more(grammar._headings.__wrapped__())
 
 
 def test_a_held_out_question_has_no_word_that_training_lacks() -> None:
