@@ -33,7 +33,7 @@ _HEADING = re.compile(r"\[(ask|more|say|words|around) ([a-z_]+(?:\.[a-z_]+)?)\]"
 
 @lru_cache
 def sections() -> Mapping[str, tuple[str, ...]]:
-    """Lines by section, "ask timers.set" and so on, in the order of the files; those written later behind the others."""
+    """Lines by section, "ask timers.set" and so on, in the order of the files; what was written later comes last."""
     found = _headings()
     return {name: both for name, both in _with_more(found).items() if not name.startswith("more ")}
 
