@@ -178,7 +178,10 @@ def test_mistakes_are_one_line(work: Path) -> None:
     refused(work, missing, "start", "--encoder", "whisper")
     shares = "shares of drills are no more than 1 together"
     refused(work, shares, "text", "--copy-share", "0.6", "--figures-share", "0.6")
+    shares = "shares of drills and answers are no more than 1 together"
     refused(work, shares, "cocktail1", "--hear-share", "0.6", "--figures-share", "0.6")
+    refused(work, shares, "cocktail1", "--hear-share", "0.6", "--answer-share", "0.6")
+    refused(work, "--answer-share, which is 0", "cocktail1", "--answer-texts", str(work))
     refused(work, "beside --head-context alone", "prealign", "--head-sampled", "1")
     refused(work, "is a share of --hear-share", "prealign", "--hear-two-share", "0.1")
     refused(work, "leaves nothing to hear", "cocktail1", "--hear-dropout", "1")
